@@ -1,0 +1,140 @@
+"""Frames on the channel between a worker and one sandbox (docs/architecture.md, "Protocol").
+
+A frame is a 16-byte header and a payload::
+
+    kind u8 · flags u8 · zero u16 · length u32 · request id u64        (little endian)
+
+A payload that carries metadata is ``u32 meta length · meta (JSON) · body (raw bytes)``. Everything is bounded, nothing
+is unpickled, and file descriptors are never taken from a sandbox. Both ends share this module, so it imports the
+standard library only and works on CPython 3.9.
+"""
+
+from __future__ import annotations
+
+import struct
+
+HEADER = struct.Struct("<BBHIQ")
+META = struct.Struct("<I")
+
+CONFIG = 1  # to the sandbox, first: what to import (metadata only)
+REQUEST = 2  # to the sandbox: one invocation; metadata + the first part of the body
+BODY = 3  # either way: more of a body that was announced with MORE
+READY = 4  # from the sandbox: the handler was imported (metadata: milliseconds)
+REPLY = 5  # from the sandbox: the result; metadata + the first part of the body
+ERROR = 6  # from the sandbox: the invocation (request id 0: the import) failed; metadata says how
+FAULT = 7  # from the sandbox: its set-up failed; the payload is a struct ols_err
+
+MORE = 1  # flag: a BODY frame of the same request follows
+
+FROM_BOX = frozenset((BODY, READY, REPLY, ERROR, FAULT))  # kinds that a sandbox may send
+FROM_HOST = frozenset((CONFIG, REQUEST, BODY))  # kinds that the host may send
+
+MAX_META = 64 * 1024
+MAX_PAYLOAD = 1024 * 1024  # a sender splits longer bodies
+
+
+class WireError(ValueError):
+    """The peer sent something that is not a frame of this protocol."""
+
+
+def frame(kind: int, request: int, payload: bytes = b"", flags: int = 0) -> bytes:
+    """Return one frame as bytes."""
+    return HEADER.pack(kind, flags, 0, len(payload), request) + payload
+
+
+def message(kind: int, request: int, meta: bytes, body: bytes = b"", flags: int = 0) -> bytes:
+    """Return one frame that carries metadata (already JSON) and a body."""
+    return b"".join(
+        (
+            HEADER.pack(kind, flags, 0, META.size + len(meta) + len(body), request),
+            META.pack(len(meta)),
+            meta,
+            body,
+        )
+    )
+
+
+def header(data: bytes, known: frozenset[int]) -> tuple[int, int, int, int]:
+    """Parse 16 bytes into (kind, flags, length, request); refuse kinds that are not in `known` and oversize payloads."""
+    kind, flags, zero, length, request = HEADER.unpack(data)
+    if kind not in known or flags & ~MORE or zero or length > MAX_PAYLOAD:
+        raise WireError(f"bad frame header: kind {kind}, flags {flags}, length {length}")
+    return kind, flags, length, request
+
+
+def split(payload: bytes) -> tuple[bytes, bytes]:
+    """Split a payload into (metadata, body)."""
+    if len(payload) < META.size:
+        raise WireError("payload too short for its metadata length")
+    (size,) = META.unpack_from(payload)
+    end = META.size + size
+    if size > MAX_META or end > len(payload):
+        raise WireError(f"metadata length {size} does not fit")
+    return payload[META.size : end], payload[end:]
+
+
+class Parser:
+    """Turn a stream of hostile bytes into frames, without doing any input or output itself.
+
+    Beyond what `header` refuses it holds the peer to the sequence rule: a frame that says MORE is followed by a BODY frame
+    of the same request and by nothing else, and no BODY frame comes unannounced. `limit` bounds the payloads of one
+    message (a frame and its BODY frames) together; what is kept between calls never exceeds one frame and one chunk.
+    After a WireError the stream has no meaning any more: throw the parser away.
+    """
+
+    __slots__ = ("_buffer", "_known", "_left", "_limit", "_need", "_open")
+
+    def __init__(self, known: frozenset[int], limit: int) -> None:
+        self._known = known
+        self._limit = limit
+        self._left = limit  # payload bytes that the open message may still bring
+        self._open: int | None = None  # request id of the message whose BODY must come next
+        self._buffer = bytearray()  # the beginning of a frame whose end has not arrived
+        self._need = HEADER.size  # nothing can be gained from the buffer while it is shorter
+
+    @property
+    def idle(self) -> bool:
+        """True between messages: no byte of an unfinished frame or message has been seen."""
+        return not self._buffer and self._open is None
+
+    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+        """Return the frames that `data` completes, each as (kind, flags, request, payload)."""
+        if self._buffer:
+            # A bytearray, joined once when it is long enough: a peer that sends byte by byte costs linear time only.
+            self._buffer += data
+            if len(self._buffer) < self._need:
+                return []
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        frames = []
+        start, end, size = 0, len(data), HEADER.size
+        self._need = size
+        while end - start >= size:
+            kind, flags, zero, length, request = HEADER.unpack_from(data, start)
+            if kind not in self._known or flags & ~MORE or zero or length > MAX_PAYLOAD:
+                raise WireError(f"bad frame header: kind {kind}, flags {flags}, length {length}")
+            if length > (self._left if kind == BODY else self._limit):
+                raise WireError(f"message longer than {self._limit} bytes")
+            stop = start + size + length
+            if stop > end:
+                self._need = size + length
+                break
+            if flags or kind == BODY or self._open is not None:
+                self._sequence(kind, flags, length, request)
+            frames.append((kind, flags, request, data[start + size : stop]))
+            start = stop
+        if start < end:
+            self._buffer += data[start:]
+        return frames
+
+    def _sequence(self, kind: int, flags: int, length: int, request: int) -> None:
+        if (kind == BODY) != (self._open is not None):
+            raise WireError("BODY frame that was not announced" if kind == BODY else f"kind {kind} instead of BODY")
+        if kind != BODY:
+            self._left = self._limit
+        elif request != self._open:
+            raise WireError(f"BODY of request {request} inside request {self._open}")
+        if flags and not length:
+            raise WireError("empty frame that announces more")  # such frames could go on for ever
+        self._left -= length
+        self._open = request if flags else None
