@@ -1,0 +1,105 @@
+/*
+ * olsock-spawner: a small root process that makes sandboxes for one library process.
+ *
+ * Why a process of its own: clone3 copies the caller's page tables and mount namespace, so it is called from a process
+ * that has next to none of either; the trees that sandboxes are made of are mounted here before any user namespace, so
+ * that their flags are locked for every sandbox (mount_namespaces(7)); and when it ends, however it ends, its mounts are
+ * gone. It reads nothing but its socket (fd 3), which only the library holds, and leaves when that is closed.
+ */
+#define _GNU_SOURCE
+#include "spawner.h"
+
+#include "../core/cleanup.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#define SOCKET 3
+
+static char buffer[OLS_MAX_PACKET];
+
+static int do_attach(struct ols_packet *p, struct ols_err *reterr)
+{
+    const char *path = packet_str(p);
+    int tree = packet_fd(p);
+    if (p->bad)
+        return ols_fail(reterr, EINVAL, "message", "attach");
+    return base_attach(tree, path, reterr);
+}
+
+static int do_detach(struct ols_packet *p, struct ols_err *reterr)
+{
+    const char *path = packet_str(p);
+    if (p->bad)
+        return ols_fail(reterr, EINVAL, "message", "detach");
+    return base_detach(path, reterr);
+}
+
+static int do_clone(struct ols_packet *p, int *ret_pidfd, struct ols_err *reterr)
+{
+    uint64_t flags = packet_u64(p);
+    bool into_cgroup = packet_u32(p);
+    uint32_t n_maps = packet_u32(p);
+    const struct id_map *maps = packet_bytes(p, (n_maps & 0xffff) * sizeof *maps);
+    int channel = packet_fd(p);
+    int cgroup = into_cgroup ? packet_fd(p) : -1;
+    if (p->bad || n_maps == 0 || n_maps > 16)
+        return ols_fail(reterr, EINVAL, "message", "clone");
+    return sandbox_clone(flags, cgroup, maps, n_maps, channel, ret_pidfd, reterr);
+}
+
+static void serve(struct ols_packet *p)
+{
+    struct ols_err err = {0};
+    uint32_t kind = packet_u32(p), token = packet_u32(p);
+    cleanup_fd int fd = -1;
+    int r;
+
+    switch (kind) {
+    case OLS_ATTACH:
+        r = do_attach(p, &err);
+        break;
+    case OLS_DETACH:
+        r = do_detach(p, &err);
+        break;
+    case OLS_OVERLAY:
+        r = fd = overlay_create(p, &err);
+        break;
+    case OLS_CLONE:
+        r = do_clone(p, &fd, &err);
+        break;
+    default:
+        r = ols_fail(&err, EINVAL, "message", "unknown request");
+    }
+    (void) (r < 0 ? reply_failed(SOCKET, token, &err) : reply_done(SOCKET, token, r, fd));
+}
+
+int main(int argc, char **argv)
+{
+    struct ols_err err = {0};
+    struct ols_packet packet;
+    struct sigaction ignore = {.sa_handler = SIG_IGN, .sa_flags = SA_NOCLDWAIT};
+
+    /* Children are reaped by the kernel; whoever wants their status has their channel and pidfd. */
+    (void) sigaction(SIGCHLD, &ignore, NULL);
+    (void) sigaction(SIGPIPE, &ignore, NULL);
+    (void) sigaction(SIGINT, &ignore, NULL); /* Ctrl-C is the library's to handle: it closes the socket */
+    (void) prctl(PR_SET_DUMPABLE, 0);
+    (void) prctl(PR_SET_NAME, "olsock-spawner");
+
+    if (argc != 2 || base_create(argv[1], &err) < 0) {
+        (void) reply_failed(SOCKET, 0, &err);
+        return 1;
+    }
+    (void) reply_done(SOCKET, 0, 0, -1);
+    for (;;) {
+        int n = packet_receive(SOCKET, buffer, sizeof buffer, &packet);
+        if (n == 0 || (n < 0 && n != -EMSGSIZE))
+            return 0;
+        if (n > 0)
+            serve(&packet);
+        packet_done(&packet);
+    }
+}
