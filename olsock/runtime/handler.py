@@ -1,0 +1,465 @@
+"""Imports a user's function and answers requests for it, one at a time, on one channel. Runs inside a sandbox as pid 1.
+
+Entered in two ways: `serve(fd)` by a child that a zygote forked, and `main()` by a fresh interpreter that was exec'd as
+``python -I -S -B /var/runtime/handler.py`` with the channel on fd 3. It shares the interpreter with the user's code:
+what it imports is kept small, and nothing that the code does by accident (closing files, leaving children or patched
+modules behind, forking and returning twice) may reach the protocol. What the code does on purpose is stopped by the
+host, which believes nothing that comes out of a sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING or __package__:
+    from olsock.runtime import wire
+else:
+    # In a sandbox this file stands alone. Its neighbour is loaded by path and renamed, so that a user's own module
+    # called `wire` is found where the user put it.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    try:
+        import wire
+    finally:
+        del sys.path[0]
+    sys.modules["_olsock_wire"] = sys.modules.pop("wire")
+
+if TYPE_CHECKING:
+    from typing import Any, Callable, NoReturn
+
+CHUNK = 64 * 1024
+MAX_TRACEBACK = 32 * 1024
+MAX_MESSAGE = 4 * 1024
+# The channel moves away from 3, where careless code closes it, to the last descriptor that fits the table a process
+# is born with: higher ones make every fork of the handler copy a larger table. The fallbacks are for a small nofile.
+CHANNEL_FDS = (63, 31, 15)
+LOG_FDS = (62, 30, 14)
+
+CO_VARARGS = 0x04
+REPLY_META = b'{"status":200,"content_type":"application/json"}'
+REPLY_PREFIX = wire.META.pack(len(REPLY_META)) + REPLY_META
+FIRST_PART = wire.MAX_PAYLOAD - len(REPLY_PREFIX)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# Bound once: code that patches the json module changes its own calls only.
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+async def _nothing() -> None:
+    """Exist for its type only."""
+
+
+_unstarted = _nothing()
+_Coroutine = type(_unstarted)
+_unstarted.close()
+del _unstarted
+
+
+class Context:
+    """What a handler with a second parameter is told about the invocation; names are those of AWS Lambda where it has them."""
+
+    __slots__ = (
+        "_deadline_ms",
+        "aws_request_id",
+        "function_name",
+        "function_version",
+        "headers",
+        "memory_limit_in_mb",
+        "method",
+        "path",
+        "query",
+    )
+
+    def __init__(self, config: dict[str, Any], request: int, meta: dict[str, Any]) -> None:
+        self.function_name: str = config.get("name", "")
+        self.function_version: str = config.get("version", "")
+        self.memory_limit_in_mb: int | None = config.get("memory_mb")
+        self.aws_request_id: str = meta.get("id") or str(request)
+        self.method: str = meta.get("method", "")
+        self.path: str = meta.get("path", "")
+        self.query: str = meta.get("query", "")
+        self.headers: Any = meta.get("headers") or {}
+        self._deadline_ms: float | None = meta.get("deadline_ms")
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Milliseconds until the deadline (sent as Unix time); a very long time where there is none."""
+        if self._deadline_ms is None:
+            return sys.maxsize
+        return max(0, int(self._deadline_ms - time.time() * 1000))
+
+
+def wants_context(function: Any) -> bool:
+    """Tell whether `function` takes a second argument: a required one of any name, or an optional one called context."""
+    for _ in range(32):  # decorators that pass *args say nothing themselves, what they wrap does
+        code = getattr(function, "__code__", None)
+        wrapped = getattr(function, "__wrapped__", None)
+        if wrapped is None or not (code is None or code.co_flags & CO_VARARGS):
+            break
+        function = wrapped
+    bound = hasattr(function, "__self__")
+    if code is None:
+        function, bound = getattr(type(function), "__call__", None), True
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return False  # built in C: cannot be asked
+    names = code.co_varnames[int(bound) : code.co_argcount]
+    required = len(names) - len(function.__defaults__ or ())
+    return required >= 2 or (len(names) >= 2 and names[1] == "context")
+
+
+def load(spec: str) -> Callable[..., Any]:
+    """Import what `package.module:attribute` (or `package.module.attribute`) names."""
+    module, colon, attribute = spec.partition(":")
+    if not colon:
+        module, _, attribute = spec.rpartition(".")
+    if not module or not attribute:
+        raise ValueError(f"handler {spec!r}: expected module:function")
+    __import__(module)  # rather than importlib: the frames of the import system stay out of tracebacks
+    found: Any = sys.modules[module]
+    for name in attribute.split("."):
+        found = getattr(found, name)
+    if not callable(found):
+        raise TypeError(f"handler {spec!r} is not callable")
+    return found  # type: ignore[no-any-return]
+
+
+def configure(config: dict[str, Any]) -> Callable[..., Any]:
+    """Make the process what `config` says (environment, module path, directory) and return the handler."""
+    env = config.get("env") or {}
+    os.environ.update(env)
+    if "TZ" in env:
+        time.tzset()
+    code = config["code"]
+    sys.path[:] = [code] + [entry for entry in sys.path if entry != code]
+    sys.path += [entry for entry in config.get("path") or () if entry not in sys.path]
+    os.chdir(config.get("cwd") or code)
+    return load(config["handler"])
+
+
+def describe(error: BaseException, kind: str) -> bytes:
+    """Return the metadata of an ERROR frame. Never raises, whatever the exception's own methods do."""
+    try:
+        name = type(error).__name__[:256]
+    except BaseException:
+        name = "Exception"
+    try:
+        message = str(error)[:MAX_MESSAGE]
+    except BaseException:
+        message = "<its text cannot be had>"
+    try:
+        trace = _format(error) if kind in ("handler", "init") else ""  # the others end in code that is not the user's
+    except BaseException:  # out of memory or of stack: the name is worth having without the trace
+        trace = ""
+    fields = {"kind": kind, "name": name, "message": message, "traceback": trace}
+    try:
+        while True:
+            meta = _encode(fields).encode()
+            if len(meta) <= wire.MAX_META:
+                return meta
+            fields["traceback"] = fields["traceback"][-(len(fields["traceback"]) // 2) :]  # escapes made it longer
+            fields["message"] = fields["message"][:1024]
+    except BaseException:
+        return b'{"kind":"handler","name":"MemoryError","message":"","traceback":""}'
+
+
+def _format(error: BaseException) -> str:
+    import traceback  # only now: it is a third of this program's import time
+
+    frames = error.__traceback__
+    while frames is not None and _is_plumbing(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    if len(text) > MAX_TRACEBACK:
+        half = MAX_TRACEBACK // 2 - 16
+        text = f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
+    return text
+
+
+def _is_plumbing(filename: str) -> bool:
+    return filename == __file__ or filename.startswith("<frozen importlib") or "/asyncio/" in filename
+
+
+def move_away(fd: int, numbers: tuple[int, ...]) -> int:
+    """Return a duplicate of `fd` at the first of `numbers` that the limit on open files allows; never inherited."""
+    for number in numbers:
+        try:
+            return os.dup2(fd, number, inheritable=False)
+        except OSError:
+            continue
+    return os.dup(fd)
+
+
+class Channel:
+    """This end of the channel: whole frames out, chunks in; a host that is gone ends the process."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, True)
+        self.fd = move_away(fd, CHANNEL_FDS)
+        os.close(fd)
+        self.forked = False
+        os.register_at_fork(after_in_child=self._leave)
+
+    def _leave(self) -> None:
+        """Runs in a child that the handler forked: only the handler itself may speak on the channel."""
+        if not self.forked:
+            self.forked = True
+            os.close(self.fd)
+
+    def send(self, data: bytes | memoryview) -> None:
+        try:
+            sent = os.write(self.fd, data)
+            while sent < len(data):
+                data = memoryview(data)[sent:]
+                sent = os.write(self.fd, data)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)
+
+    def reply(self, request: int, body: bytes) -> None:
+        if len(body) <= FIRST_PART:
+            length = len(REPLY_PREFIX) + len(body)
+            self.send(wire.HEADER.pack(wire.REPLY, 0, 0, length, request) + REPLY_PREFIX + body)
+            return
+        view = memoryview(body)
+        self.send(wire.HEADER.pack(wire.REPLY, wire.MORE, 0, wire.MAX_PAYLOAD, request) + REPLY_PREFIX)
+        self.send(view[:FIRST_PART])
+        start = FIRST_PART
+        while start < len(body):
+            part = view[start : start + wire.MAX_PAYLOAD]
+            start += len(part)
+            more = wire.MORE if start < len(body) else 0
+            self.send(wire.HEADER.pack(wire.BODY, more, 0, len(part), request))
+            self.send(part)
+
+
+class Streams:
+    """Keeps standard output and error usable: fds 1 and 2 stay the log pipe, sys.stdout and sys.stderr stay open."""
+
+    def __init__(self) -> None:
+        try:
+            self.log = move_away(2, LOG_FDS)  # only to give 1 and 2 back after a handler closed them
+        except OSError:
+            self.log = -1
+        self.mend()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                # By the line, as a handler that is killed at its deadline loses what is still in a buffer.
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+            except (AttributeError, ValueError, OSError):
+                pass
+
+    def flush(self) -> None:
+        """Push out unfinished lines, so that what an invocation printed is in the log before its reply."""
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except Exception:
+            self.mend()
+
+    def mend(self) -> None:
+        """Give back what a handler closed."""
+        for fd in (1, 2):
+            try:
+                os.get_inheritable(fd)  # the cheapest question that a closed descriptor does not answer
+            except OSError:
+                try:
+                    os.dup2(self.log, fd)
+                except OSError:
+                    pass
+        for name, fd in (("stdout", 1), ("stderr", 2)):
+            stream = getattr(sys, name, None)
+            try:
+                broken = stream is None or stream.closed
+            except Exception:
+                broken = False  # somebody's own object without that attribute
+            if broken:
+                errors = "backslashreplace" if fd == 2 else "surrogateescape"
+                fresh = open(fd, "w", buffering=1, encoding="utf-8", errors=errors, closefd=False)
+                setattr(sys, name, fresh)
+                setattr(sys, f"__{name}__", fresh)
+
+
+class Orphans:
+    """Reaps children that nobody waits for: this process is pid 1, every orphan of the sandbox becomes its child.
+
+    A zombie may also be a child that the handler means to wait for in its next invocation, so one is taken only when
+    it was there after the invocation before as well.
+    """
+
+    PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def reap(self) -> None:
+        try:
+            if os.waitid(os.P_ALL, 0, self.PEEK) is None:
+                return
+        except ChildProcessError:
+            return
+        except OSError:
+            return
+        zombies = set()
+        for pid in self._children():
+            try:
+                if os.waitid(os.P_PID, pid, self.PEEK) is not None:
+                    zombies.add(pid)
+            except OSError:
+                continue
+        for pid in zombies & self._seen:
+            try:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+            except OSError:
+                pass
+        self._seen = zombies - self._seen
+
+    @staticmethod
+    def _children() -> list[int]:
+        """Pids of our children; where /proc cannot say, whatever may be a zombie is taken from the kernel at once."""
+        try:
+            with open("/proc/thread-self/children", "rb") as file:
+                return [int(pid) for pid in file.read().split()]
+        except OSError:
+            pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except OSError:
+            pass
+        return []
+
+
+class Server:
+    """One function, one channel, one request at a time."""
+
+    def __init__(self, fd: int) -> None:
+        self.channel = Channel(fd)
+        self.streams = Streams()
+        self.orphans = Orphans()
+        self.parser = wire.Parser(wire.FROM_HOST, sys.maxsize)  # the host bounds what it sends, and memory is limited
+        self.config: dict[str, Any] = {}
+        self.function: Callable[..., Any] | None = None
+        self.context = False
+
+    def run(self) -> NoReturn:
+        read, fd, feed = os.read, self.channel.fd, self.parser.feed
+        begun: list[bytes] = []  # payload of a request whose BODY frames are still to come
+        while True:
+            try:
+                data = read(fd, CHUNK)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                os._exit(0)
+            for kind, flags, request, payload in feed(data):
+                if flags or kind == wire.BODY:
+                    begun.append(payload)
+                    if flags:
+                        continue
+                    payload = b"".join(begun)
+                    begun.clear()
+                elif kind == wire.CONFIG:
+                    self.start(payload)
+                    continue
+                self.answer(request, payload)
+                del payload
+                self.streams.mend()
+                self.orphans.reap()
+
+    def start(self, payload: bytes) -> None:
+        """Import the handler and say READY, or say why not and end."""
+        began = time.perf_counter()
+        try:
+            meta, _ = wire.split(payload)
+            self.config = json.loads(meta)
+            self.function = configure(self.config)
+            self.context = wants_context(self.function)
+        except BaseException as error:
+            self.leave_if_forked(error)
+            self.streams.flush()
+            self.channel.send(wire.message(wire.ERROR, 0, describe(error, "init")))
+            os._exit(1)
+        self.leave_if_forked(None)
+        self.streams.flush()
+        ready = _encode({"init_ms": round((time.perf_counter() - began) * 1000, 3)})
+        self.channel.send(wire.message(wire.READY, 0, ready.encode()))
+
+    def answer(self, request: int, payload: bytes) -> None:
+        kind = "malformed"
+        try:
+            # The metadata costs a parse that only a context is worth.
+            start = wire.META.size + wire.META.unpack_from(payload)[0]
+            event = _decode(payload[start:].decode()) if len(payload) > start else {}
+            kind = "handler"
+            if self.context:
+                context = Context(self.config, request, json.loads(payload[wire.META.size : start]))
+                result = self.function(event, context)  # type: ignore[misc]
+            else:
+                result = self.function(event)  # type: ignore[misc]
+            if type(result) is _Coroutine:
+                import asyncio  # only for those who use it: it takes longer than everything else here
+
+                result = asyncio.run(result)
+            if self.channel.forked:
+                self.leave_if_forked(None)
+            kind = "serialize"
+            body = _encode(result).encode()
+        except BaseException as error:
+            if self.channel.forked:
+                self.leave_if_forked(error)
+            if isinstance(error, MemoryError):
+                kind = "handler"  # the sandbox is too small for the event or the result, neither of them is wrong
+            self.streams.flush()
+            self.channel.send(wire.message(wire.ERROR, request, describe(error, kind)))
+            return
+        self.streams.flush()
+        self.channel.reply(request, body)
+
+    def leave_if_forked(self, error: BaseException | None) -> None:
+        """End a child that the handler forked and that came back out of it, as the interpreter would have ended it."""
+        if not self.channel.forked:
+            return
+        status = 0
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            status = 1
+            sys.excepthook(type(error), error, error.__traceback__)
+        self.streams.flush()
+        os._exit(status & 0xFF)
+
+
+def serve(fd: int) -> NoReturn:
+    """Answer on `fd` until the host closes its end, then end the process; never returns, whatever happens."""
+    try:
+        import _signal  # not `signal`: that builds its enums first
+
+        # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By default the
+        # kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        # Code is not to find this program where a script's own module is looked for.
+        sys.modules["_olsock_main"] = sys.modules["__main__"]
+        sys.modules["__main__"] = type(sys)("__main__")
+        Server(fd).run()
+    except BaseException as error:  # the channel cannot be trusted any more: end, the host sees the end of file
+        try:
+            os.write(2, f"olsock: runtime failed: {type(error).__name__}: {error}\n".encode(errors="replace"))
+        finally:
+            os._exit(1)
+    raise AssertionError("unreachable")
+
+
+def main() -> NoReturn:
+    """Entry of a fresh interpreter: the channel is fd 3."""
+    serve(3)
+
+
+if __name__ == "__main__":
+    main()
