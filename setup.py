@@ -68,10 +68,7 @@ class BuildC(build_ext):
         super().build_extension(ext)
 
     def run(self) -> None:
-        self.extensions = [ext for ext in self.extensions if ext.sources]
         super().run()
-        if not sources("csrc/spawner"):
-            return
         target = self.spawner_path()
         target.parent.mkdir(parents=True, exist_ok=True)
         self.build_spawner(target)
@@ -113,7 +110,7 @@ setup(
             "olsock.runtime._fork",
             [*sources("csrc/fork"), *sources(CHILD)],
             include_dirs=[str(CORE)],
-            depends=[str(path) for path in sorted([*CORE.rglob("*.h"), *Path("csrc/fork").glob("*.h"), *Path(CHILD).glob("*.h")])],
+            depends=[str(path) for path in sorted(Path("csrc").rglob("*.h"))],
             # Loaded by whatever CPython >= 3.9 a zygote runs, without cffi.
             define_macros=[("Py_LIMITED_API", "0x03090000")],
             py_limited_api=True,
