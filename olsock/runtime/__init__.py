@@ -1,10 +1,10 @@
-"""What runs inside sandboxes: the standard library only, any CPython >= 3.9 (docs/architecture.md, "Runtime").
+"""What runs inside sandboxes: standard library only, any CPython >= 3.9.
 
 wire      frames, shared with the host side (there it is `olsock.runtime.wire`)
 handler   imports a function and answers requests for it
 zygote    imports packages, then forks handlers
 reseed    gives a forked child randomness of its own
 
-Inside a sandbox this directory is mounted at /var/runtime and its modules are loaded by path under private names
-(`_olsock_wire`, ...), so that a function may have modules called `wire` or `handler` too.
+Inside a sandbox this directory is mounted at /var/runtime and its modules are loaded by path under
+private names (`_olsock_wire`, ...), so that a function may have modules called `wire` or `handler` too.
 """

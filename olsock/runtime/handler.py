@@ -1,10 +1,11 @@
-"""Imports a user's function and answers requests for it, one at a time, on one channel. Runs inside a sandbox as pid 1.
+"""Imports a user's function and answers requests for it, one at a time. Runs inside a sandbox as pid 1.
 
-Entered in two ways: `serve(fd)` by a child that a zygote forked, and `main()` by a fresh interpreter that was exec'd as
-``python -I -S -B /var/runtime/handler.py`` with the channel on fd 3. It shares the interpreter with the user's code:
-what it imports is kept small, and nothing that the code does by accident (closing files, leaving children or patched
-modules behind, forking and returning twice) may reach the protocol. What the code does on purpose is stopped by the
-host, which believes nothing that comes out of a sandbox.
+Entered in two ways: `serve(fd)` by a child that a zygote forked, and `main()` by a fresh interpreter that
+was exec'd as ``python -I -S -B /var/runtime/handler.py`` with the channel on fd 3. It shares the
+interpreter with the user's code: what it imports is kept small, and nothing that the code does by
+accident (closing files, leaving children or patched modules behind, forking and returning twice) may
+reach the protocol. What the code does on purpose is stopped by the host, which believes nothing that
+comes out of a sandbox.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING or __package__:
     from olsock.runtime import wire
 else:
-    # In a sandbox this file stands alone. Its neighbour is loaded by path and renamed, so that a user's own module
-    # called `wire` is found where the user put it.
+    # In a sandbox this file stands alone. Its neighbour is loaded by path and renamed, so that a user's
+    # own module called `wire` is found where the user put it.
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     try:
         import wire
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 CHUNK = 64 * 1024
 MAX_TRACEBACK = 32 * 1024
 MAX_MESSAGE = 4 * 1024
-# The channel moves away from 3, where careless code closes it, to the last descriptor that fits the table a process
-# is born with: higher ones make every fork of the handler copy a larger table. The fallbacks are for a small nofile.
+# The channel moves away from 3, where careless code closes it, to the last descriptor that fits the table
+# a process is born with: higher ones make every fork of the handler copy a larger table. The fallbacks
+# are for a small nofile.
 CHANNEL_FDS = (63, 31, 15)
 LOG_FDS = (62, 30, 14)
 
@@ -64,7 +66,7 @@ del _unstarted
 
 
 class Context:
-    """What a handler with a second parameter is told about the invocation; names are those of AWS Lambda where it has them."""
+    """What a handler with a second parameter is told; AWS Lambda's names where it has them."""
 
     __slots__ = (
         "_deadline_ms",
@@ -97,7 +99,7 @@ class Context:
 
 
 def wants_context(function: Any) -> bool:
-    """Tell whether `function` takes a second argument: a required one of any name, or an optional one called context."""
+    """Tell whether `function` takes a second argument: a required one, or an optional one called context."""
     for _ in range(32):  # decorators that pass *args say nothing themselves, what they wrap does
         code = getattr(function, "__code__", None)
         wrapped = getattr(function, "__wrapped__", None)
@@ -106,7 +108,7 @@ def wants_context(function: Any) -> bool:
         function = wrapped
     bound = hasattr(function, "__self__")
     if code is None:
-        function, bound = getattr(type(function), "__call__", None), True
+        function, bound = getattr(type(function), "__call__", None), True  # noqa: B004 - the method is wanted
         code = getattr(function, "__code__", None)
         if code is None:
             return False  # built in C: cannot be asked
@@ -155,7 +157,8 @@ def describe(error: BaseException, kind: str) -> bytes:
     except BaseException:
         message = "<its text cannot be had>"
     try:
-        trace = _format(error) if kind in ("handler", "init") else ""  # the others end in code that is not the user's
+        # The other kinds end in code that is not the user's.
+        trace = _format(error) if kind in ("handler", "init") else ""
     except BaseException:  # out of memory or of stack: the name is worth having without the trace
         trace = ""
     fields = {"kind": kind, "name": name, "message": message, "traceback": trace}
@@ -164,7 +167,7 @@ def describe(error: BaseException, kind: str) -> bytes:
             meta = _encode(fields).encode()
             if len(meta) <= wire.MAX_META:
                 return meta
-            fields["traceback"] = fields["traceback"][-(len(fields["traceback"]) // 2) :]  # escapes made it longer
+            fields["traceback"] = trace = trace[-(len(trace) // 2) :]  # escapes made it longer
             fields["message"] = fields["message"][:1024]
     except BaseException:
         return b'{"kind":"handler","name":"MemoryError","message":"","traceback":""}'
@@ -188,7 +191,7 @@ def _is_plumbing(filename: str) -> bool:
 
 
 def move_away(fd: int, numbers: tuple[int, ...]) -> int:
-    """Return a duplicate of `fd` at the first of `numbers` that the limit on open files allows; never inherited."""
+    """Return a duplicate of `fd` at the first of `numbers` that the limit on open files allows."""
     for number in numbers:
         try:
             return os.dup2(fd, number, inheritable=False)
@@ -240,7 +243,7 @@ class Channel:
 
 
 class Streams:
-    """Keeps standard output and error usable: fds 1 and 2 stay the log pipe, sys.stdout and sys.stderr stay open."""
+    """Keeps fds 1 and 2 on the log pipe, and sys.stdout and sys.stderr open."""
 
     def __init__(self) -> None:
         try:
@@ -281,16 +284,16 @@ class Streams:
                 broken = False  # somebody's own object without that attribute
             if broken:
                 errors = "backslashreplace" if fd == 2 else "surrogateescape"
-                fresh = open(fd, "w", buffering=1, encoding="utf-8", errors=errors, closefd=False)
+                fresh = os.fdopen(fd, "w", 1, encoding="utf-8", errors=errors, closefd=False)
                 setattr(sys, name, fresh)
                 setattr(sys, f"__{name}__", fresh)
 
 
 class Orphans:
-    """Reaps children that nobody waits for: this process is pid 1, every orphan of the sandbox becomes its child.
+    """Reaps children that nobody waits for: to pid 1 comes every orphan of the sandbox.
 
-    A zombie may also be a child that the handler means to wait for in its next invocation, so one is taken only when
-    it was there after the invocation before as well.
+    A zombie may also be a child that the handler means to wait for in its next invocation, so one is
+    taken only when it was there after the invocation before as well.
     """
 
     PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -322,9 +325,9 @@ class Orphans:
 
     @staticmethod
     def _children() -> list[int]:
-        """Pids of our children; where /proc cannot say, whatever may be a zombie is taken from the kernel at once."""
+        """Pids of our children; where /proc cannot say, every zombie is reaped here instead."""
         try:
-            with open("/proc/thread-self/children", "rb") as file:
+            with open("/proc/thread-self/children", "rb") as file:  # noqa: PTH123 - no pathlib here
                 return [int(pid) for pid in file.read().split()]
         except OSError:
             pass
@@ -343,7 +346,8 @@ class Server:
         self.channel = Channel(fd)
         self.streams = Streams()
         self.orphans = Orphans()
-        self.parser = wire.Parser(wire.FROM_HOST, sys.maxsize)  # the host bounds what it sends, and memory is limited
+        # No bound of its own: the host bounds what it sends, and the sandbox's memory is limited.
+        self.parser = wire.Parser(wire.FROM_HOST, sys.maxsize)
         self.config: dict[str, Any] = {}
         self.function: Callable[..., Any] | None = None
         self.context = False
@@ -415,7 +419,7 @@ class Server:
             if self.channel.forked:
                 self.leave_if_forked(error)
             if isinstance(error, MemoryError):
-                kind = "handler"  # the sandbox is too small for the event or the result, neither of them is wrong
+                kind = "handler"  # the sandbox is too small, the event and the result are not wrong
             self.streams.flush()
             self.channel.send(wire.message(wire.ERROR, request, describe(error, kind)))
             return
@@ -423,7 +427,7 @@ class Server:
         self.channel.reply(request, body)
 
     def leave_if_forked(self, error: BaseException | None) -> None:
-        """End a child that the handler forked and that came back out of it, as the interpreter would have ended it."""
+        """End a child that the handler forked and that came back out of it, as the interpreter would."""
         if not self.channel.forked:
             return
         status = 0
@@ -439,16 +443,17 @@ class Server:
 def serve(fd: int) -> NoReturn:
     """Answer on `fd` until the host closes its end, then end the process; never returns, whatever happens."""
     try:
-        import _signal  # not `signal`: that builds its enums first
+        import _signal  # type: ignore[import-not-found]  # not `signal`: that builds its enums first
 
-        # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By default the
-        # kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
+        # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By
+        # default the kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
         # Code is not to find this program where a script's own module is looked for.
         sys.modules["_olsock_main"] = sys.modules["__main__"]
         sys.modules["__main__"] = type(sys)("__main__")
         Server(fd).run()
-    except BaseException as error:  # the channel cannot be trusted any more: end, the host sees the end of file
+    except BaseException as error:
+        # The channel means nothing any more: end, the host sees the end of file.
         try:
             os.write(2, f"olsock: runtime failed: {type(error).__name__}: {error}\n".encode(errors="replace"))
         finally:

@@ -4,9 +4,9 @@ A frame is a 16-byte header and a payload::
 
     kind u8 · flags u8 · zero u16 · length u32 · request id u64        (little endian)
 
-A payload that carries metadata is ``u32 meta length · meta (JSON) · body (raw bytes)``. Everything is bounded, nothing
-is unpickled, and file descriptors are never taken from a sandbox. Both ends share this module, so it imports the
-standard library only and works on CPython 3.9.
+A payload that carries metadata is ``u32 meta length · meta (JSON) · body (raw bytes)``. Everything is
+bounded, nothing is unpickled, and file descriptors are never taken from a sandbox. Both ends share this
+module, so it imports the standard library only and works on CPython 3.9.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def message(kind: int, request: int, meta: bytes, body: bytes = b"", flags: int 
 
 
 def header(data: bytes, known: frozenset[int]) -> tuple[int, int, int, int]:
-    """Parse 16 bytes into (kind, flags, length, request); refuse kinds that are not in `known` and oversize payloads."""
+    """Parse 16 bytes into (kind, flags, length, request); refuse unknown kinds and oversize payloads."""
     kind, flags, zero, length, request = HEADER.unpack(data)
     if kind not in known or flags & ~MORE or zero or length > MAX_PAYLOAD:
         raise WireError(f"bad frame header: kind {kind}, flags {flags}, length {length}")
@@ -76,10 +76,11 @@ def split(payload: bytes) -> tuple[bytes, bytes]:
 class Parser:
     """Turn a stream of hostile bytes into frames, without doing any input or output itself.
 
-    Beyond what `header` refuses it holds the peer to the sequence rule: a frame that says MORE is followed by a BODY frame
-    of the same request and by nothing else, and no BODY frame comes unannounced. `limit` bounds the payloads of one
-    message (a frame and its BODY frames) together; what is kept between calls never exceeds one frame and one chunk.
-    After a WireError the stream has no meaning any more: throw the parser away.
+    Beyond what `header` refuses it holds the peer to the sequence rule: a frame that says MORE is
+    followed by a BODY frame of the same request and by nothing else, and no BODY frame comes unannounced.
+    `limit` bounds the payloads of one message (a frame and its BODY frames) together; what is kept
+    between calls never exceeds one frame and one chunk. After a WireError the stream has no meaning any
+    more: throw the parser away.
     """
 
     __slots__ = ("_buffer", "_known", "_left", "_limit", "_need", "_open")
@@ -100,7 +101,8 @@ class Parser:
     def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
         """Return the frames that `data` completes, each as (kind, flags, request, payload)."""
         if self._buffer:
-            # A bytearray, joined once when it is long enough: a peer that sends byte by byte costs linear time only.
+            # A bytearray, joined once when it is long enough: a peer that sends byte by byte costs linear
+            # time only.
             self._buffer += data
             if len(self._buffer) < self._need:
                 return []
@@ -129,7 +131,7 @@ class Parser:
 
     def _sequence(self, kind: int, flags: int, length: int, request: int) -> None:
         if (kind == BODY) != (self._open is not None):
-            raise WireError("BODY frame that was not announced" if kind == BODY else f"kind {kind} instead of BODY")
+            raise WireError("unannounced BODY frame" if kind == BODY else f"kind {kind} instead of BODY")
         if kind != BODY:
             self._left = self._limit
         elif request != self._open:

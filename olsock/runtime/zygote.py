@@ -1,13 +1,15 @@
-"""Imports packages once, then forks children that have them. Runs inside a sandbox of its own, never the user's code.
+"""Imports packages once, then forks children that have them. Runs in a sandbox of its own.
 
-Exec'd as ``python -I -S -B /var/runtime/zygote.py`` with the control socket (SOCK_SEQPACKET, to the library) on fd 3.
-First message: JSON ``{"imports": [...], "path": [...], "capabilities": int}``, answered by one JSON message. Then one
-packet per fork: opaque bytes for `_fork.fork` and the descriptors that belong to them, answered by ``b"\\0" + pid u32`` or
-``b"\\1" + errno i32 + text``. The library is trusted, what is imported here is not: nothing said here is believed by it.
+Exec'd as ``python -I -S -B /var/runtime/zygote.py`` with the control socket (SOCK_SEQPACKET, to the
+library) on fd 3. First message: JSON ``{"imports": [...], "path": [...], "capabilities": int}``, answered
+by one JSON message. Then one packet per fork: opaque bytes for `_fork.fork` and the descriptors that
+belong to them, answered by ``b"\\0" + pid u32`` or ``b"\\1" + errno i32 + text``. The library is trusted,
+what is imported here is not: nothing said here is believed by it.
 """
 
 from __future__ import annotations
 
+import _socket  # not `socket`: it brings selectors and enums that no child needs
 import errno
 import gc
 import json
@@ -15,8 +17,6 @@ import os
 import struct
 import sys
 import time
-
-import _socket  # not `socket`: it brings selectors and enums that no child needs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING or __package__:
@@ -117,7 +117,7 @@ def fork(request: bytes, fds: list[int]) -> bytes | None:
 
 
 def loop(control: _socket.socket) -> int:
-    """Serve fork requests until the library hangs up, or until this process is a child; return the child's channel."""
+    """Serve fork requests until the library hangs up; in a child, return the number of its channel."""
     while True:
         data, fds = receive(control)
         if not data:
