@@ -7,10 +7,11 @@ import threading
 import time
 
 from olsock._core._olsock import ffi, lib
+
 from olsock._core.check import call
 from olsock.errors import DeadlineError, KernelError
 
-_SIZE = 64 * 1024  # cgroup.procs with thousands of processes; every other file is far smaller
+_SMALL, _LARGEST = 4096, 16 << 20  # nearly every file fits the first; cgroup.procs can be long
 
 
 class _Text(threading.local):
@@ -42,12 +43,12 @@ def read(dirfd: int, path: str) -> str:
 
 
 def version(dirfd: int) -> int:
-    """Return 1 or 2, the cgroup file system that a directory lies in; raise `KernelError` (EXDEV) for any other."""
+    """Return 1 or 2, the cgroup file system that a directory lies in; `KernelError` (EXDEV) for any other."""
     return call(lib.ols_cgroup_version, dirfd)
 
 
 def freeze(freeze_fd: int, events_fd: int, frozen: bool, timeout: float) -> None:
-    """Freeze or thaw and wait for the kernel's word; `DeadlineError` (and running on) when it does not come in time."""
+    """Freeze or thaw and wait for the kernel's word; `DeadlineError` when it does not come: all runs on."""
     deadline = time.monotonic() + timeout
     while True:
         try:
