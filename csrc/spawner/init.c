@@ -60,7 +60,7 @@ static int do_signal(struct ols_packet *p, struct ols_err *reterr)
         return ols_fail(reterr, EINVAL, "message", "signal");
     for (size_t i = 0; i < MAX_COMMANDS; i++)
         if (commands[i].pid && commands[i].token == token)
-            return kill(commands[i].pid, number) < 0 ? ols_fail(reterr, errno, "kill", "") : 0;
+            return kill(-commands[i].pid, number) < 0 ? ols_fail(reterr, errno, "kill", "") : 0;
     return ols_fail(reterr, ESRCH, "kill", "");
 }
 

@@ -4,14 +4,16 @@
  * Why a process of its own: clone3 copies the caller's page tables and mount namespace, so it is called from a process
  * that has next to none of either; the trees that sandboxes are made of are mounted here before any user namespace, so
  * that their flags are locked for every sandbox (mount_namespaces(7)); and when it ends, however it ends, its mounts are
- * gone. It reads nothing but its socket (fd 3), which only the library holds, and leaves when that is closed.
+ * gone. It reads nothing but its socket (given as fd 0), which only the library holds, and leaves when that is closed.
  */
 #define _GNU_SOURCE
 #include "spawner.h"
 
 #include "../core/cleanup.h"
+#include "../core/syscalls.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -76,6 +78,23 @@ static void serve(struct ols_packet *p)
     (void) (r < 0 ? reply_failed(SOCKET, token, &err) : reply_done(SOCKET, token, r, fd));
 }
 
+/* The socket to where no sandbox will look for it, the null device where a sandbox may inherit it, nothing else. */
+static int set_fds(struct ols_err *reterr)
+{
+    if (dup3(0, SOCKET, O_CLOEXEC) < 0)
+        return ols_fail(reterr, errno, "dup3", "socket");
+    cleanup_fd int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0)
+        return ols_fail(reterr, errno, "open", "/dev/null");
+    for (int fd = 0; fd < SOCKET; fd++)
+        if (dup2(null, fd) < 0)
+            return ols_fail(reterr, errno, "dup2", "/dev/null");
+    if (null > SOCKET)
+        (void) close(steal_fd(&null));
+    int r = sys_close_range(SOCKET + 1, ~0U);
+    return r < 0 ? ols_fail(reterr, r, "close_range", "") : 0;
+}
+
 int main(int argc, char **argv)
 {
     struct ols_err err = {0};
@@ -89,7 +108,7 @@ int main(int argc, char **argv)
     (void) prctl(PR_SET_DUMPABLE, 0);
     (void) prctl(PR_SET_NAME, "olsock-spawner");
 
-    if (argc != 2 || base_create(argv[1], &err) < 0) {
+    if (argc != 2 || set_fds(&err) < 0 || base_create(argv[1], &err) < 0) {
         (void) reply_failed(SOCKET, 0, &err);
         return 1;
     }

@@ -1,0 +1,45 @@
+"""Lean sandboxes for Python functions: isolated by default, forked from warm interpreters in about a millisecond.
+
+Names are re-exported here; they live in olsock.sandbox, olsock.zygote, olsock.function and olsock.errors.
+"""
+
+from olsock.errors import (
+    DeadlineError,
+    InvocationError,
+    KernelError,
+    OlsockError,
+    ProtocolError,
+    SandboxDeadError,
+    SpecError,
+    UnsupportedError,
+    ZygoteError,
+)
+from olsock.function import Function
+from olsock.pipes import DEVNULL, PIPE, STDOUT
+from olsock.results import CommandError, Completed, Usage
+from olsock.sandbox import Process, Sandbox
+from olsock.spec import Bind
+from olsock.zygote import Zygote
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "Bind",
+    "CommandError",
+    "Completed",
+    "DeadlineError",
+    "Function",
+    "InvocationError",
+    "KernelError",
+    "OlsockError",
+    "Process",
+    "ProtocolError",
+    "Sandbox",
+    "SandboxDeadError",
+    "SpecError",
+    "UnsupportedError",
+    "Usage",
+    "Zygote",
+    "ZygoteError",
+]

@@ -1,0 +1,52 @@
+"""What connects a library process with a handler: the channel, and the pipe of what the handler prints."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from olsock._core import process
+
+
+class Endpoints:
+    """A channel (stream socketpair) and a log (pipe): ours to keep, theirs to hand over."""
+
+    def __init__(self) -> None:
+        self.channel, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self.log, self._their_log = os.pipe2(os.O_CLOEXEC)
+        except BaseException:
+            self.channel.close()
+            self._theirs.close()
+            raise
+
+    @property
+    def theirs(self) -> list[int]:
+        """The handler's ends: channel, log."""
+        return [self._theirs.fileno(), self._their_log]
+
+    def close_theirs(self) -> None:
+        """Close the handler's ends here, once it has its own. Idempotent."""
+        self._theirs.close()
+        process.close_all(self._their_log)
+        self._their_log = -1
+
+    def close(self) -> None:
+        """Close everything. Idempotent."""
+        self.close_theirs()
+        self.channel.close()
+        process.close_all(self.log)
+        self.log = -1
+
+
+def read_tail(fd: int, into: bytearray, limit: int) -> bool:
+    """Read what a non-blocking pipe holds and keep the last `limit` bytes; False when the other end is closed."""
+    while True:
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return True
+        if not data:
+            return False
+        into += data
+        del into[:-limit]

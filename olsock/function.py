@@ -1,0 +1,313 @@
+"""Functions: one handler in one sandbox, forked from a zygote or started in a fresh interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from olsock import host as hosts
+from olsock import identity, rootfs
+from olsock._core import mounts, process, seccomp
+from olsock.box import Box, Command, Mounts, Setup, limits
+from olsock.cgroups import Leaf, Stats
+from olsock.channel import Channel
+from olsock.endpoints import Endpoints, read_tail
+from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError
+from olsock.interpreter import ENVIRONMENT, Interpreter
+from olsock.rootfs import TASK
+from olsock.spec import USER, FunctionSpec
+
+SHM_SIZE = 16 * 1024 * 1024
+LOG_LIMIT = 64 * 1024
+INIT_TIMEOUT = 30.0
+TIMEOUT = 30.0
+REMOVAL_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Handles:
+    """A function's file descriptors, for a process that serves it without privilege. They are the receiver's to close."""
+
+    channel: int
+    freeze: int  # cgroup.freeze: "1" and "0"
+    kill: int  # cgroup.kill: "1"
+    events: int  # cgroup.events, opened for this receiver: the poll state belongs to the open file
+    memory_events: int | None  # None where memory is limited by cgroup v1, which has no such file
+    log: int  # read end of stdout and stderr
+    pidfd: int  # readable when the handler has ended
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a function is made of, however it was started."""
+
+    spec: FunctionSpec
+    ends: Endpoints
+    leaf: Leaf
+    pid: int  # the host's
+    pidfd: int
+    status: Callable[[], int | None]  # the handler's wait status, once it has ended
+    release: Callable[[], None]  # end it and remove what it had
+
+
+class Function:
+    """A handler in a sandbox of its own. One invocation at a time.
+
+    `code` is a directory, mounted read-only at /var/task; `handler` names the function ("module:function") in it;
+    `packages` are directories of installed packages. Options and defaults are those of `FunctionSpec`. This constructor
+    starts a fresh interpreter, with an address layout and hash seed of its own; `Zygote.fork` is the fast way.
+    """
+
+    def __init__(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> None:
+        spec = FunctionSpec.parse(code=code, handler=handler, **options)
+        interpreter = Interpreter(spec.python, spec.packages)
+        self._adopt(_start_cold(hosts.current(), spec, interpreter), interpreter)
+
+    @classmethod
+    def forked(cls, parts: Parts, interpreter: Interpreter) -> Self:
+        """Take over a handler that a zygote has forked."""
+        self = cls.__new__(cls)
+        self._adopt(parts, interpreter)
+        return self
+
+    def _adopt(self, parts: Parts, interpreter: Interpreter) -> None:
+        self._parts = parts
+        self._closing = threading.Lock()
+        self._closed = False
+        self._output = bytearray()
+        self.spec = parts.spec
+        os.set_blocking(parts.ends.log, False)
+        self._channel = Channel(parts.ends.channel, aux=(parts.ends.log, self._drain))
+        try:
+            self._channel.configure(
+                {
+                    "code": TASK,
+                    "handler": str(parts.spec.handler),
+                    "env": {**ENVIRONMENT, **parts.spec.env},
+                    "path": interpreter.path,
+                    "cwd": TASK,
+                }
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def _drain(self) -> bool:
+        return read_tail(self._parts.ends.log, self._output, LOG_LIMIT)
+
+    def wait_ready(self, timeout: float | None = None) -> float:
+        """Wait until the handler's module is imported; return how many milliseconds that took inside."""
+        try:
+            return float(self._channel.wait_ready(timeout or self.spec.timeout or INIT_TIMEOUT).get("init_ms", 0.0))
+        except (SandboxDeadError, DeadlineError, ProtocolError) as e:
+            raise self._failure(e) from None
+
+    def invoke(self, event: Any = None, timeout: float | None = None) -> Any:
+        """Call the handler with `event` (anything JSON can hold) and return its result.
+
+        `timeout` is in seconds. Raises `InvocationError`; its `kind` tells whether the handler raised, its module could
+        not be imported, it crashed, ran out of memory or of time. After the last three the function is closed.
+        """
+        body = b"" if event is None else json.dumps(event).encode()
+        try:
+            _, answer = self._channel.invoke(body, {"method": "POST", "path": "/"}, timeout or TIMEOUT)
+        except (SandboxDeadError, DeadlineError, ProtocolError) as e:
+            raise self._failure(e) from None
+        try:
+            return json.loads(answer) if answer else None
+        except ValueError:
+            raise self._failure(ProtocolError("the reply is not JSON")) from None
+
+    def _failure(self, error: Exception) -> InvocationError:
+        """Find out why there was no answer, and end what is left."""
+        if self._closed:
+            return InvocationError("crash", "the function is closed")
+        if isinstance(error, DeadlineError):
+            found = InvocationError("timeout", str(error))
+        elif self._parts.leaf.oom_kills():
+            found = InvocationError("oom", f"out of memory (limit {self.spec.memory} bytes)")
+        elif isinstance(error, ProtocolError):
+            found = InvocationError("crash", f"condemned: {error}")
+        else:
+            status = self._parts.status()
+            how = "it is gone" if status is None else describe_status(status)
+            found = InvocationError("crash", f"the handler's process ended: {how}")
+        self._drain()
+        self.close()
+        return found
+
+    @property
+    def output(self) -> str:
+        """The end of what the handler has printed so far (64 KiB at most)."""
+        if not self._closed:
+            self._drain()
+        return self._output.decode(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """The host's pid of the handler."""
+        return self._parts.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the handler can still be invoked."""
+        return not self._closed and not process.wait_readable(self._parts.pidfd, 0)
+
+    def pause(self) -> None:
+        """Freeze the handler; returns once the kernel has confirmed it."""
+        self._parts.leaf.freeze()
+
+    def resume(self) -> None:
+        """Let a paused handler go on."""
+        self._parts.leaf.thaw()
+
+    def stats(self) -> Stats:
+        """What the sandbox uses and has used."""
+        return self._parts.leaf.stats()
+
+    def oom_kills(self) -> int:
+        """How many of the sandbox's processes were killed for memory."""
+        return self._parts.leaf.oom_kills()
+
+    def handles(self) -> Handles:
+        """Return fresh descriptors for handing the function to another process."""
+        leaf, opened = self._parts.leaf, []
+        try:
+            for fd in (self._parts.ends.channel.fileno(), self._parts.ends.log, self._parts.pidfd):
+                opened.append(os.dup(fd))
+            opened += [leaf.open_freeze(), leaf.open_kill(), leaf.open_events()]
+            memory_events = leaf.open_memory_events()
+        except BaseException:
+            process.close_all(*opened)
+            raise
+        channel, log, pidfd, freeze, kill, events = opened
+        return Handles(channel, freeze, kill, events, memory_events, log, pidfd)
+
+    def close(self) -> None:
+        """Kill the handler and remove every trace of its sandbox. Idempotent; works on a paused one."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+        self._parts.release()
+        self._parts.ends.close()
+        process.close_all(self._parts.pidfd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+
+def describe_status(status: int) -> str:
+    """Say how a process ended. Pid 1 of a namespace cannot be aborted: abort(3) shows as signal 11 there."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def inner_pid(pid: int) -> int | None:
+    """The pid that a sandbox's init knows a process by: the second of NSpid in proc(5); None if it has gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            numbers = line.split()[1:]
+            return int(numbers[-2]) if len(numbers) > 2 else None
+    return None
+
+
+def bind_code(directory: str) -> int:
+    """A detached, read-only tree of a function's code."""
+    return mounts.bind(directory, mounts.RDONLY | mounts.NOSUID | mounts.NODEV, recursive=False)
+
+
+def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) -> Parts:
+    """A fresh interpreter in a sandbox: an init with one command, the runtime's handler loop."""
+    program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
+    own_network = spec.network != "host"
+    block = identity.claim()
+    leaf: Leaf | None = None
+    box: Box | None = None
+    pidfd = -1
+    ends = Endpoints()
+
+    def release() -> None:
+        if leaf is not None:
+            leaf.kill()
+        if box is not None:
+            box.close()
+        if leaf is not None:
+            leaf.remove(REMOVAL_TIMEOUT)
+        block.release()
+
+    try:
+        leaf = host.tree.leaf(f"f-{host.number()}")
+        leaf.set(spec.limits)
+        box = Box(host, [(0, block.base, block.size)], leaf, network=own_network)
+        leaf.attach(box.pid)
+        over = Mounts()
+        over.proc(rootfs.MASKED)
+        over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
+        over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)
+        code = bind_code(spec.code)
+        try:
+            over.tree(TASK, code)
+            box.setup(
+                Setup(
+                    root=host.base(interpreter.recipe(spec.network != "none")),
+                    mounts=over,
+                    hostname=spec.hostname,
+                    rlimits=limits(spec.nofile, spec.fsize),
+                    filter=program,
+                    network=own_network,
+                )
+            )
+        finally:
+            os.close(code)
+        channel, log = ends.theirs
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            command = Command(interpreter.command("handler.py"), ENVIRONMENT, "/tmp", USER, USER)
+            token, _ = box.spawn(command, [null, log, log, channel])
+        finally:
+            os.close(null)
+        ends.close_theirs()
+        made = box
+        (pid,) = [pid for pid in leaf.pids() if pid != box.pid][:1] or [0]
+        if not pid:
+            raise SandboxDeadError("the handler's interpreter ended at once")
+        pidfd = process.pidfd_open(pid)
+
+        def status() -> int | None:
+            try:
+                return made.wait(token, 1.0).status
+            except (DeadlineError, SandboxDeadError):
+                return None
+
+        return Parts(spec, ends, leaf, pid, pidfd, status, release)
+    except BaseException:
+        process.close_all(pidfd)
+        ends.close()
+        release()
+        raise

@@ -1,0 +1,333 @@
+"""Sandboxes that run programs: create, run, pause, resume, inspect, destroy."""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+import threading
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any, Self
+
+from olsock import host as hosts
+from olsock import identity, network, rootfs
+from olsock._core import mounts, process, seccomp
+from olsock.box import Box, Command, Mounts, Setup, limits
+from olsock.cgroups import Stats
+from olsock.errors import DeadlineError, SandboxDeadError, SpecError
+from olsock.packets import Exited
+from olsock.pipes import DEVNULL, PIPE, Pipes
+from olsock.results import Completed, Usage
+from olsock.rootfs import Recipe
+from olsock.spec import SandboxSpec
+
+SHM_SIZE = 16 * 1024 * 1024
+OUTPUT_LIMIT = 64 * 1024 * 1024  # bytes of stdout and of stderr that run() keeps
+DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
+REMOVAL_TIMEOUT = 20.0
+
+
+class Sandbox:
+    """An isolated place to run programs in, by default without network, privileges or anything of the host but /usr.
+
+    Takes the options of `SandboxSpec`. Every layer is on unless an option turns it off; a layer that this host cannot
+    give raises `UnsupportedError` or `KernelError` and leaves nothing behind. Needs root.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Create it. Raises `SpecError` for an option that makes no sense, before anything is made."""
+        self.spec = SandboxSpec.parse(**options)
+        self._make(hosts.current())
+
+    def _make(self, host: hosts.Host) -> None:
+        spec = self.spec
+        self._lock = threading.Lock()
+        self._closed = False
+        self._box: Box | None = None
+        self._lease: network.Lease | None = None
+        self.name = f"s-{host.number()}"
+        program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
+        self._block = identity.claim()
+        try:
+            self._leaf = host.tree.leaf(self.name)
+            try:
+                self._leaf.set(spec.limits)
+                self._start(host, program)
+            except BaseException:
+                self._leave_box()
+                self._leaf.remove()
+                raise
+        except BaseException:
+            self._block.release()
+            raise
+
+    def _start(self, host: hosts.Host, program: bytes) -> None:
+        spec, own_network = self.spec, self.spec.network != "host"
+        self._box = box = Box(host, [(0, self._block.base, self._block.size)], self._leaf, network=own_network)
+        self._leaf.attach(box.pid)
+        over = Mounts()
+        opened: list[int] = []
+        try:
+            root = self._root(host, over, opened)
+            over.proc(rootfs.MASKED)
+            over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
+            over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)
+            for bind in spec.binds:
+                attributes = mounts.NOSUID | mounts.NODEV | (0 if bind.writable else mounts.RDONLY)
+                opened.append(mounts.bind(bind.source, attributes))
+                over.tree(bind.target, opened[-1])
+            box.setup(
+                Setup(
+                    root=root,
+                    mounts=over,
+                    hostname=spec.hostname,
+                    rlimits=limits(spec.nofile, spec.fsize),
+                    filter=program,
+                    network=own_network,
+                    time=spec.time_ns,
+                )
+            )
+        finally:
+            process.close_all(*opened)
+        if spec.network == "bridge":
+            self._lease = network.connect(box.pid, self.name)
+
+    def _root(self, host: hosts.Host, over: Mounts, opened: list[int]) -> str | int:
+        spec = self.spec
+        uid, gid = spec.uid, spec.gid
+        recipe = Recipe(
+            directory=None if spec.rootfs == "host" else spec.rootfs,
+            prefixes=(rootfs.interpreter_prefix(rootfs.host_python()),),
+            points=tuple((bind.target, os.path.isdir(bind.source)) for bind in spec.binds),
+            network=spec.network != "none",
+            users=(("sandbox", uid, gid),) if uid not in (0, 65534) else (),
+            hostname=spec.hostname,
+        )
+        if not spec.writable:
+            return host.base(recipe)
+        keep = spec.writable if isinstance(spec.writable, str) else None
+        made = rootfs.build_writable(host.spawner, recipe, self._block.base + uid, spec.tmpfs_size, keep)
+        opened += [made.root, *(fd for _, fd in made.trees)]
+        for target, fd in made.trees:
+            over.tree(target, fd)
+        return made.root
+
+    def run(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        input: bytes | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        check: bool = False,
+        output_limit: int = OUTPUT_LIMIT,
+    ) -> Completed:
+        """Run a program to its end and return what it wrote, as `subprocess.run` does.
+
+        `timeout` is in seconds; a program that takes longer is killed and the result says `usage.timed_out`. Output past
+        `output_limit` bytes a stream is dropped and the result says `truncated`. With `check`, anything but exit status 0
+        raises `CommandError`.
+        """
+        with self.popen(argv, stdin=DEVNULL if input is None else PIPE, env=env, cwd=cwd) as child:
+            done = child.complete(input or b"", timeout, output_limit)
+        if check:
+            done.check_returncode()
+        return done
+
+    def popen(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        stdin: int = DEVNULL,
+        stdout: int = PIPE,
+        stderr: int = PIPE,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Process:
+        """Start a program and return it running; stdin, stdout and stderr are PIPE, DEVNULL, STDOUT or an fd."""
+        if isinstance(argv, str | bytes) or not argv:
+            raise SpecError("argv", argv, "a non-empty list of strings")
+        box = self._living()
+        uid, gid = self.spec.uid, self.spec.gid
+        command = Command(argv, self._environment(env), cwd or self.spec.cwd, uid, gid)
+        pipes = Pipes(stdin, stdout, stderr)
+        try:
+            ooms = self._leaf.oom_kills()
+            token, pid = box.spawn(command, pipes.theirs)
+        except BaseException:
+            pipes.close()
+            raise
+        finally:
+            pipes.close_theirs()
+        return Process(self, box, token, pid, list(argv), pipes, ooms)
+
+    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        base = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": DEFAULT_PATH}
+        prefix = rootfs.interpreter_prefix(rootfs.host_python())
+        if not prefix.startswith("/usr") and self.spec.rootfs == "host":
+            base["PATH"] = f"{prefix}/bin:{DEFAULT_PATH}"
+        return {**base, **self.spec.env, **(env or {})}
+
+    def _living(self) -> Box:
+        if self._closed or self._box is None:
+            raise SandboxDeadError(f"sandbox {self.name} is closed")
+        return self._box
+
+    @property
+    def pid(self) -> int:
+        """The host's pid of the sandbox's init."""
+        return self._living().pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the sandbox can still run programs."""
+        return not self._closed and self._box is not None and self._box.alive
+
+    def pause(self) -> None:
+        """Freeze every process of the sandbox; returns once all of them have stopped."""
+        self._living()
+        self._leaf.freeze()
+
+    def resume(self) -> None:
+        """Let a paused sandbox go on."""
+        self._living()
+        self._leaf.thaw()
+
+    def stats(self) -> Stats:
+        """What the sandbox uses and has used."""
+        self._living()
+        return self._leaf.stats()
+
+    def close(self) -> None:
+        """Kill what runs and remove every trace. Idempotent; a frozen sandbox can be closed."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._leaf.kill()
+        self._leave_box()
+        self._leaf.remove(REMOVAL_TIMEOUT)
+        self._block.release()
+
+    def _leave_box(self) -> None:
+        if self._lease is not None:
+            self._lease.close()
+        if self._box is not None:
+            self._box.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+
+class Process:
+    """A running program of a sandbox. As a context manager it is killed and waited for at the end."""
+
+    def __init__(
+        self, sandbox: Sandbox, box: Box, token: int, pid: int, args: list[str | bytes], pipes: Pipes, ooms: int
+    ) -> None:
+        self.args, self.pid = args, pid  # the pid is the sandbox's own
+        self._sandbox, self._box, self._token, self._pipes = sandbox, box, token, pipes
+        self._ooms = ooms
+        self._exited: Exited | None = None
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """The pipe to the program's stdin, if one was asked for."""
+        return self._pipes.stdin
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """The pipe from the program's stdout, if one was asked for."""
+        return self._pipes.stdout
+
+    @property
+    def stderr(self) -> IO[bytes] | None:
+        """The pipe from the program's stderr, if one was asked for."""
+        return self._pipes.stderr
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs or was not waited for."""
+        return None if self._exited is None else os.waitstatus_to_exitcode(self._exited.status)
+
+    def poll(self) -> int | None:
+        """Return the exit status if the program has ended, without waiting."""
+        try:
+            return self.wait(0)
+        except DeadlineError:
+            return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; `DeadlineError` after `timeout` seconds, `SandboxDeadError` if the sandbox ended first."""
+        if self._exited is None:
+            self._exited = self._box.wait(self._token, timeout)
+            self._box.forget(self._token)
+        return os.waitstatus_to_exitcode(self._exited.status)
+
+    def send_signal(self, number: int) -> None:
+        """Signal the program and what it started in its process group."""
+        if self._exited is None:
+            self._box.signal(self._token, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signals.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signals.SIGKILL)
+
+    def complete(self, input: bytes, timeout: float | None, output_limit: int = OUTPUT_LIMIT) -> Completed:
+        """Feed `input`, read all output, wait; a program that is not done after `timeout` seconds is killed."""
+        timed_out = not self._pipes.communicate(input, timeout, output_limit, self._box.fileno(), self.poll)
+        if timed_out:
+            self.kill()
+            self._pipes.drain(output_limit)
+        self.wait(None if not timed_out else REMOVAL_TIMEOUT)
+        self._pipes.close()
+        assert self._exited is not None and self.returncode is not None
+        return Completed(
+            args=self.args,
+            returncode=self.returncode,
+            stdout=bytes(self._pipes.output),
+            stderr=bytes(self._pipes.errors),
+            truncated=self._pipes.truncated,
+            usage=self._usage(self._exited, timed_out),
+        )
+
+    def _usage(self, exited: Exited, timed_out: bool) -> Usage:
+        return Usage(
+            user_seconds=exited.user_usec / 1e6,
+            system_seconds=exited.system_usec / 1e6,
+            peak_memory=exited.peak_kib * 1024,
+            oom_killed=self._sandbox._leaf.oom_kills() > self._ooms,
+            timed_out=timed_out,
+        )
+
+    def close(self) -> None:
+        """Kill it if it runs, wait, close the pipes. Idempotent."""
+        if self._exited is None:
+            try:
+                self.kill()
+                self.wait(REMOVAL_TIMEOUT)
+            except SandboxDeadError:
+                pass
+        self._pipes.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
