@@ -161,8 +161,10 @@ def describe(error: BaseException, kind: str) -> bytes:
         trace = _format(error) if kind in ("handler", "init") else ""
     except BaseException:  # out of memory or of stack: the name is worth having without the trace
         trace = ""
-    fields = {"kind": kind, "name": name, "message": message, "traceback": trace}
     try:
+        # Half of a surrogate pair is no text to strict parsers, and the host has one.
+        name, message, trace = (text.encode("utf-8", "backslashreplace").decode() for text in (name, message, trace))
+        fields = {"kind": kind, "name": name, "message": message, "traceback": trace}
         while True:
             meta = _encode(fields).encode()
             if len(meta) <= wire.MAX_META:
