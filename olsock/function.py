@@ -264,6 +264,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
     try:
         leaf = host.tree.leaf(f"f-{host.number()}")
         leaf.set(spec.limits)
+        base = host.base(interpreter.recipe(spec.network != "none"))  # before the clone, which copies it
         box = Box(host, [(0, block.base, block.size)], leaf, network=own_network)
         leaf.attach(box.pid)
         over = Mounts()
@@ -275,7 +276,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
             over.tree(TASK, code)
             box.setup(
                 Setup(
-                    root=host.base(interpreter.recipe(spec.network != "none")),
+                    root=base,
                     mounts=over,
                     hostname=spec.hostname,
                     rlimits=limits(spec.nofile, spec.fsize),

@@ -63,12 +63,12 @@ class Sandbox:
 
     def _start(self, host: hosts.Host, program: bytes) -> None:
         spec, own_network = self.spec, self.spec.network != "host"
-        self._box = box = Box(host, [(0, self._block.base, self._block.size)], self._leaf, network=own_network)
-        self._leaf.attach(box.pid)
         over = Mounts()
         opened: list[int] = []
         try:
-            root = self._root(host, over, opened)
+            root = self._root(host, over, opened)  # before the clone: it copies what the spawner has by then
+            self._box = box = Box(host, [(0, self._block.base, self._block.size)], self._leaf, network=own_network)
+            self._leaf.attach(box.pid)
             over.proc(rootfs.MASKED)
             over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
             over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)

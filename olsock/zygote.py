@@ -93,6 +93,7 @@ class Zygote:
         init_leaf = self._domain.leaf("init")
         self._leaf = self._domain.leaf("zygote")
         self._leaf.set(self.spec.limits)
+        base = host.base(self._interpreter.recipe(self.spec.network != "none"))  # before the clone, which copies it
         self._box = box = Box(host, [(0, self._block.base, self._block.size)], init_leaf, network=own_network)
         init_leaf.attach(box.pid)
         over = Mounts()
@@ -101,7 +102,7 @@ class Zygote:
         over.tmpfs("/dev/shm", TMPFS_SIZE, 4096)
         box.setup(
             Setup(
-                root=host.base(self._interpreter.recipe(self.spec.network != "none")),
+                root=base,
                 mounts=over,
                 hostname="sandbox",
                 rlimits=limits(NOFILE, None),

@@ -54,10 +54,13 @@ int privilege_limit_capabilities(uint64_t keep, bool root_is_nothing, struct ols
     return privilege_set_capabilities(keep, 0, reterr);
 }
 
+int privilege_clear_groups(struct ols_err *reterr)
+{
+    return setgroups(0, NULL) < 0 ? ols_fail(reterr, errno, "setgroups", "") : 0;
+}
+
 int privilege_become(uid_t uid, gid_t gid, struct ols_err *reterr)
 {
-    if (setgroups(0, NULL) < 0)
-        return ols_fail(reterr, errno, "setgroups", "");
     if (setresgid(gid, gid, gid) < 0)
         return ols_fail(reterr, errno, "setresgid", "");
     if (setresuid(uid, uid, uid) < 0)

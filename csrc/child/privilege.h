@@ -7,6 +7,7 @@
 
 int privilege_limit_capabilities(uint64_t keep, bool root_is_nothing, struct ols_err *reterr);
 int privilege_set_capabilities(uint64_t effective, uint64_t inheritable, struct ols_err *reterr);
+int privilege_clear_groups(struct ols_err *reterr);
 int privilege_become(uid_t uid, gid_t gid, struct ols_err *reterr);
 int privilege_set_rlimits(struct ols_packet *p, struct ols_err *reterr);
 int privilege_load_filter(const void *program, size_t size, struct ols_err *reterr);

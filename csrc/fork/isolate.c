@@ -148,7 +148,9 @@ static int isolate(struct ols_packet *p, int *ret_channel, struct ols_err *reter
     r = set_fds(ret_channel, log, reterr);
     if (r < 0)
         return r;
-    r = privilege_become(uid, gid, reterr);
+    r = privilege_clear_groups(reterr); /* package code may have set some */
+    if (r >= 0)
+        r = privilege_become(uid, gid, reterr);
     if (r < 0)
         return r;
     r = privilege_set_capabilities(0, 0, reterr);

@@ -109,9 +109,12 @@ static int prepare(struct ols_packet *p, const struct command *command, const st
     /* After setresuid: an id's right to a directory is what counts. */
     if (chdir(command->cwd) < 0)
         return ols_fail(reterr, errno, "chdir", command->cwd);
-    r = privilege_set_capabilities(command->capabilities, command->capabilities, reterr);
-    if (r < 0)
-        return r;
+    /* Otherwise execve drops what init had: its securebits make uid 0 nothing, and capset is past the filter. */
+    if (command->capabilities) {
+        r = privilege_set_capabilities(command->capabilities, command->capabilities, reterr);
+        if (r < 0)
+            return r;
+    }
     return setup->filter ? privilege_load_filter(setup->filter, setup->filter_size, reterr) : 0;
 }
 

@@ -26,7 +26,9 @@ int setup_sandbox(struct ols_packet *p, struct setup *ret_setup, struct ols_err 
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "setup");
     /* Until the maps were written this process was nobody in its own namespace; now it becomes its root. */
-    r = privilege_become(0, 0, reterr);
+    r = privilege_clear_groups(reterr);
+    if (r >= 0)
+        r = privilege_become(0, 0, reterr);
     if (r < 0)
         return r;
     if (flags & NEW_CGROUP && unshare(CLONE_NEWCGROUP) < 0)
