@@ -7,7 +7,6 @@ import threading
 import time
 
 from olsock._core._olsock import ffi, lib
-
 from olsock._core.check import call
 from olsock.errors import DeadlineError, KernelError
 
