@@ -1,0 +1,283 @@
+"""The privileged process: carries out a handful of requests of the front with the library.
+
+No network, no HTTP, no byte of a client: what reaches it are messages of fixed types, and every path among them is
+resolved beneath the worker's own store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+import olsock
+from olsock._core import mounts
+from olsock_worker import broker_protocol
+from olsock_worker.broker_protocol import (
+    Done,
+    Drain,
+    Failed,
+    OomKills,
+    Registry,
+    Serving,
+    Start,
+    Started,
+    Stop,
+    ToFront,
+    Zygotes,
+)
+from olsock_worker.logs import WorkerLog
+from olsock_worker.settings import Settings
+from olsock_worker.zygotes import Slot, ZygotePool
+
+_THREADS = 16
+_SLACK = 64  # instances that are being removed while their successors start
+_LATE = 5.0  # seconds that a draining front gets beyond its grace
+_FAILURES = (olsock.OlsockError, OSError, ValueError)
+
+
+class Broker:
+    """Serves one front until it ends."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sock: socket.socket,
+        front: subprocess.Popen[bytes],
+        code_fd: int,
+        on_serving: Callable[[], None],
+        log: WorkerLog,
+    ) -> None:
+        self._settings = settings
+        self._sock = sock
+        self._front = front
+        self._code = code_fd
+        self._on_serving = on_serving
+        self._log = log
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker")
+        self._numbers = itertools.count(1)
+        self._instances: dict[int, tuple[olsock.Function, olsock.Zygote | None]] = {}
+        self._pending = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = self._forced = False
+        self._front_ended = asyncio.Event()
+        self._zygotes = ZygotePool(settings, self._send, log)
+
+    async def run(self) -> int:
+        """Serve; return the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        pidfd = os.pidfd_open(self._front.pid)
+        loop.add_reader(pidfd, self._front_ended.set)
+        loop.add_reader(self._sock.fileno(), self._on_readable)
+        try:
+            await self._front_ended.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            loop.remove_reader(self._sock.fileno())
+            os.close(pidfd)
+        status = self._front.wait()
+        sound = self._draining and status == 0 and not self._forced
+        if not sound:
+            self._log("error", "front_ended", status=status, forced=self._forced)
+        await self._close()
+        return 0 if sound else 1
+
+    def _on_signal(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._draining:
+            self._kill_front()
+            return
+        self._draining = True
+        self._send(Drain())
+        loop.call_later(self._settings.drain + _LATE, self._kill_front)
+
+    def _kill_front(self) -> None:
+        self._forced = True
+        with contextlib.suppress(ProcessLookupError):
+            self._front.kill()
+
+    async def _close(self) -> None:
+        """Remove every instance and zygote."""
+        for task in list(self._tasks):
+            task.cancel()
+        loop = asyncio.get_running_loop()
+        ends = [loop.run_in_executor(self._pool, _close_function, each) for each, _ in self._instances.values()]
+        self._instances.clear()
+        if ends:
+            await asyncio.wait(ends, timeout=30.0)
+        await self._zygotes.close()
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            message = broker_protocol.receive_request(self._sock)
+        except BlockingIOError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            # A front that does not keep to the protocol is broken or not ours any more: there is nothing to save in it.
+            self._log("error", "bad_request", error=str(error))
+            self._kill_front()
+            return
+        if message is None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+        elif isinstance(message, Start):
+            self._begin(self._start(message))
+        elif isinstance(message, Stop):
+            self._begin(self._stop(message))
+        elif isinstance(message, OomKills):
+            self._begin(self._oom_kills(message))
+        elif isinstance(message, Zygotes):
+            self._zygotes.want(message.wanted)
+            self._send(Done(message.id))
+        elif isinstance(message, Registry):
+            self._registry(message)
+        elif isinstance(message, Serving):
+            self._on_serving()
+            self._send(Done(message.id))
+
+    def _begin(self, work: object) -> None:
+        assert asyncio.iscoroutine(work)
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _send(self, message: ToFront, fds: tuple[int, ...] = ()) -> None:
+        try:
+            broker_protocol.send(self._sock, message, fds)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):  # the front has not read for a megabyte
+                self._kill_front()
+
+    async def _start(self, message: Start) -> None:
+        if len(self._instances) + self._pending >= self._settings.instances + _SLACK:
+            self._send(Failed(message.id, "busy", "too many instances"))
+            return
+        self._pending += 1
+        try:
+            code = self._open_code(message.code)
+            try:
+                function, zygote = await self._make(message, f"/proc/self/fd/{code}")
+            finally:
+                os.close(code)
+        except olsock.SpecError as error:
+            self._send(Failed(message.id, "refused", str(error)))
+        except _FAILURES as error:
+            self._log("error", "start", code=message.code, error=str(error))
+            self._send(Failed(message.id, "kernel", str(error)))
+        else:
+            number = next(self._numbers)
+            self._instances[number] = (function, zygote)
+            self._hand_over(message.id, number, function, zygote is not None)
+        finally:
+            self._pending -= 1
+
+    def _open_code(self, path: str) -> int:
+        """Open a directory of the store. The front owns the store, so no link in it may lead anywhere else."""
+        if not path or path.startswith("/"):
+            raise olsock.SpecError("code", path, "a path below the store")
+        return mounts.resolve(
+            self._code,
+            path,
+            os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC,
+            mounts.BENEATH | mounts.NO_SYMLINKS | mounts.NO_MAGICLINKS,
+        )
+
+    async def _make(self, message: Start, code: str) -> tuple[olsock.Function, olsock.Zygote | None]:
+        """Fork from the zygote if there is one, or else begin a fresh interpreter."""
+        loop = asyncio.get_running_loop()
+        slot = self._zygotes.find(message.imports) if message.zygote != "off" else None
+        if slot is not None and message.zygote == "wait":
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(slot.ready.wait(), self._settings.start_timeout)
+        if slot is not None and slot.zygote is not None:
+            zygote = slot.zygote
+            function = await self._fork(slot, zygote, message, code)
+            if function is not None:
+                return function, zygote
+        return await loop.run_in_executor(self._pool, self._cold, message, code), None
+
+    async def _fork(self, slot: Slot, zygote: olsock.Zygote, message: Start, code: str) -> olsock.Function | None:
+        def fork() -> olsock.Function:
+            return zygote.fork(code=code, handler=message.handler, env=message.env, **_limits(message))
+
+        self._zygotes.hold(zygote)
+        try:
+            function = await asyncio.get_running_loop().run_in_executor(slot.executor, fork)
+        except olsock.SpecError:
+            self._zygotes.release(zygote)
+            raise
+        except (*_FAILURES, RuntimeError) as error:  # RuntimeError: its executor was shut down meanwhile
+            self._zygotes.failed(slot, zygote, error)
+            self._zygotes.release(zygote)
+            return None
+        slot.strikes = 0
+        return function
+
+    def _cold(self, message: Start, code: str) -> olsock.Function:
+        settings = self._settings
+        return olsock.Function(
+            code=code,
+            handler=message.handler,
+            env=message.env,
+            packages=settings.packages,
+            python=settings.python,
+            **_limits(message),
+        )
+
+    def _hand_over(self, request: int, number: int, function: olsock.Function, forked: bool) -> None:
+        """Give the front what it needs to run and to stop the instance, and nothing that could reach beyond it."""
+        handles = function.handles()
+        fds = [handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd]
+        if handles.memory_events is not None:
+            fds.append(handles.memory_events)
+        try:
+            self._send(Started(request, number, forked, handles.memory_events is not None), tuple(fds))
+        finally:
+            broker_protocol.close_all([*fds, handles.events])
+
+    async def _stop(self, message: Stop) -> None:
+        function, zygote = self._instances.pop(message.instance, (None, None))
+        if function is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, _close_function, function)
+        if zygote is not None:
+            self._zygotes.release(zygote)
+        self._send(Done(message.id))
+
+    async def _oom_kills(self, message: OomKills) -> None:
+        function, _ = self._instances.get(message.instance, (None, None))
+        kills = 0
+        if function is not None:
+            with contextlib.suppress(*_FAILURES):
+                kills = await asyncio.get_running_loop().run_in_executor(self._pool, function.oom_kills)
+        self._send(Done(message.id, kills))
+
+    def _registry(self, message: Registry) -> None:
+        try:
+            fd = os.open(self._settings.registry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self._send(Failed(message.id, "refused", f"registry {self._settings.registry}: {error.strerror}"))
+            return
+        try:
+            self._send(Done(message.id), (fd,))
+        finally:
+            os.close(fd)
+
+
+def _limits(message: Start) -> dict[str, float | int | None]:
+    return {"memory": message.memory, "cpus": message.cpus, "pids": message.pids, "tmpfs_size": message.tmpfs_size}
+
+
+def _close_function(function: olsock.Function) -> None:
+    with contextlib.suppress(*_FAILURES):
+        function.close()

@@ -1,0 +1,164 @@
+"""What front and broker say to each other: one JSON message a SOCK_SEQPACKET packet, file descriptors beside it.
+
+The broker takes nothing on trust: every field is checked against these types, the code path is resolved beneath its
+own store, and packages, interpreter and registry are the broker's own settings, so the front cannot name a host path.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+from typing import Annotated, Literal
+
+import msgspec
+
+from olsock_worker.settings import Settings
+
+MAX_MESSAGE = 128 * 1024
+MAX_FDS = 8
+_BUFFER = 1 << 20
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_Text = Annotated[str, msgspec.Meta(max_length=255)]
+_Imports = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=200)]
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Number
+
+
+class Start(_Request, frozen=True, tag="start", kw_only=True):
+    """Make an instance of the code at `code` (relative to the store)."""
+
+    code: Annotated[str, msgspec.Meta(max_length=512)]
+    handler: _Text
+    env: Annotated[dict[_Text, str], msgspec.Meta(max_length=1000)]
+    memory: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)]
+    tmpfs_size: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+    pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)]
+    cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None
+    imports: _Imports
+    zygote: Literal["auto", "wait", "off"]
+
+
+class Stop(_Request, frozen=True, tag="stop", kw_only=True):
+    """End an instance and remove what belongs to it."""
+
+    instance: Number
+
+
+class OomKills(_Request, frozen=True, tag="oom_kills", kw_only=True):
+    """Ask how often the kernel killed inside an instance for want of memory (where no fd can tell)."""
+
+    instance: Number
+
+
+class Zygotes(_Request, frozen=True, tag="zygotes", kw_only=True):
+    """Keep zygotes of these sets of imports, and no others."""
+
+    wanted: Annotated[tuple[_Imports, ...], msgspec.Meta(max_length=256)]
+
+
+class Registry(_Request, frozen=True, tag="registry"):
+    """Open the registry directory anew (it may have been replaced)."""
+
+
+class Serving(_Request, frozen=True, tag="serving"):
+    """The front has dropped its privileges and answers requests."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
+    """First message to the front. Descriptors: listening socket, code store, logs."""
+
+    settings: Settings
+    uid: int
+    gid: int
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
+    """A request was carried out."""
+
+    id: int
+    value: int = 0
+
+
+class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=True):
+    """An instance is there. Descriptors: channel, freeze, kill, log, pidfd; with `events` also memory.events."""
+
+    id: int
+    instance: int
+    zygote: bool
+    events: bool
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=True):
+    """A request was not carried out. `busy` means that it may work later."""
+
+    id: int
+    kind: Literal["busy", "refused", "kernel"]
+    message: str
+
+
+class ZygoteState(msgspec.Struct, frozen=True, tag="zygote_state", forbid_unknown_fields=True):
+    """A zygote came up or went down."""
+
+    imports: tuple[str, ...]
+    state: Literal["building", "ready", "failed", "gone"]
+    pid: int = 0
+    detail: str = ""
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain", forbid_unknown_fields=True):
+    """Stop accepting, finish what runs, exit."""
+
+
+ToBroker = Start | Stop | OomKills | Zygotes | Registry | Serving
+ToFront = Hello | Done | Started | Failed | ZygoteState | Drain
+
+_encode = msgspec.json.Encoder().encode
+_decode_to_broker = msgspec.json.Decoder(ToBroker).decode
+_decode_to_front = msgspec.json.Decoder(ToFront).decode
+
+
+def socketpair() -> tuple[socket.socket, socket.socket]:
+    """Make the two ends, with room for a burst of messages."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    return ends
+
+
+def send(sock: socket.socket, message: ToBroker | ToFront, fds: tuple[int, ...] = ()) -> None:
+    """Send one message and copies of `fds`."""
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+    sock.sendmsg([_encode(message)], ancillary)
+
+
+def receive_request(sock: socket.socket) -> ToBroker | None:
+    """Receive on the broker's side, where no descriptors are accepted; None at the end."""
+    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(0), socket.MSG_CMSG_CLOEXEC)
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or ancillary:
+        raise msgspec.ValidationError("message too long, or with descriptors")
+    return _decode_to_broker(data) if data else None
+
+
+def receive_reply(sock: socket.socket) -> tuple[ToFront | None, list[int]]:
+    """Receive on the front's side; the descriptors belong to the caller. (None, []) at the end."""
+    data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        close_all(fds.tolist())
+        raise msgspec.ValidationError("message or descriptors truncated")
+    return (_decode_to_front(data) if data else None), fds.tolist()
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors that nobody took."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

@@ -1,0 +1,78 @@
+"""What all connections share: limits, budgets, the date, and one heartbeat instead of a timer a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from email.utils import formatdate
+from time import monotonic
+
+from olsock_worker.calls import Call
+from olsock_worker.http import Connection
+from olsock_worker.settings import Http
+
+_BEAT = 0.25  # seconds; the deadlines of connections are whole seconds
+
+
+class Edge:
+    """The set of open connections and what they are held to."""
+
+    def __init__(self, http: Http, handle: Callable[[Call], None], refused: Callable[[int], None]) -> None:
+        self.http = http
+        self.handle = handle
+        self.refused = refused
+        self.draining = False
+        self.date = b""
+        self.now = monotonic
+        self._connections: set[Connection] = set()
+        self._held = 0
+        self._budget = int(http.bodies)
+        self.largest_body = int(http.body)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def protocol(self) -> Connection:
+        """Make the protocol of a new connection."""
+        return Connection(self)
+
+    def add(self, connection: Connection) -> bool:
+        """Count a connection in; False if there are too many, and then it has to go."""
+        self._connections.add(connection)
+        if self._timer is None:
+            self._beat()
+        return len(self._connections) <= self.http.connections
+
+    def remove(self, connection: Connection) -> None:
+        """Count a connection out."""
+        self._connections.discard(connection)
+
+    def hold(self, size: int) -> bool:
+        """Take (or, negative, give back) bytes of the budget for request bodies."""
+        if self._held + size > self._budget:
+            return False
+        self._held += size
+        return True
+
+    def _beat(self) -> None:
+        self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        now = monotonic()
+        for connection in [each for each in self._connections if each.deadline < now]:
+            connection.expire()
+        # An idle worker has no connections and so does not wake up at all.
+        self._timer = asyncio.get_running_loop().call_later(_BEAT, self._beat) if self._connections else None
+
+    def drain(self) -> None:
+        """From now on every reply is the last of its connection."""
+        self.draining = True
+
+    def close_idle(self) -> None:
+        """Close the connections in which no request is under way."""
+        for connection in list(self._connections):
+            connection.drain()
+
+    @property
+    def busy(self) -> int:
+        """The number of connections with a request under way."""
+        return sum(connection.busy for connection in self._connections)

@@ -1,0 +1,245 @@
+"""All instances of all functions: how many there may be, who is frozen, who has to go, and whose time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections import Counter, deque
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
+
+import psutil
+
+from olsock_worker import broker_protocol
+from olsock_worker.broker_client import BrokerClient, Reply
+from olsock_worker.broker_protocol import Done, OomKills, Start, Started, Stop
+from olsock_worker.instances import NEVER, Handles, Instance, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from olsock_worker.functions import Function
+    from olsock_worker.registry import Deployment
+    from olsock_worker.settings import Settings
+
+_BEAT = 0.05  # seconds; how late a time-out may be noticed
+_MEMORY_AGE = 0.25
+_SLACK = 3.0  # seconds that the broker gets beyond the start's own time-out
+
+
+class _Starting:
+    """A start that the broker has not answered yet."""
+
+    __slots__ = ("asked", "deadline", "deployment", "function")
+
+    def __init__(self, function: Function, deployment: Deployment, timeout: float) -> None:
+        self.function = function
+        self.deployment = deployment
+        self.asked = perf_counter()
+        self.deadline: float = monotonic() + timeout
+
+
+class Fleet:
+    """Makes, freezes, times, evicts and counts instances."""
+
+    def __init__(self, settings: Settings, broker: BrokerClient) -> None:
+        total = psutil.virtual_memory().total
+        self.settings = settings
+        self.functions: dict[str, Function] = {}
+        self.instances: set[Instance] = set()
+        self._broker = broker
+        self._starting: set[_Starting] = set()
+        self._reserved = 0  # sum of the memory limits of all instances, starting ones included
+        self._budget = int(settings.memory_budget) or 2 * total
+        self._floor = int(settings.memory_floor) or total // 16
+        self._available = (0.0, 0)
+        self._grace: deque[Instance] = deque()  # idle ones in the order in which they became idle
+        self._grace_timer: asyncio.TimerHandle | None = None
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._oom = select.epoll()
+        self._loop.add_reader(self._oom.fileno(), self._on_oom)
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    def start(self, function: Function) -> bool:
+        """Ask for one more instance of `function`; False if the host is full even after what can be evicted."""
+        deployment = function.deployment
+        config = deployment.config
+        if not self._room(config.memory):
+            return False
+        starting = _Starting(function, deployment, self.settings.start_timeout + _SLACK)
+        message = Start(
+            id=self._broker.number(),
+            code=deployment.path,
+            handler=config.handler,
+            env=config.environment,
+            memory=config.memory,
+            tmpfs_size=config.tmpfs_size,
+            pids=config.pids,
+            cpus=config.cpus,
+            imports=config.imports,
+            zygote=config.zygote,
+        )
+        if not self._broker.request(message, lambda reply, fds: self._started(starting, reply, fds)):
+            return False
+        self._starting.add(starting)
+        self._reserved += config.memory
+        self.wake()
+        return True
+
+    def _started(self, starting: _Starting, reply: Reply, fds: list[int]) -> None:
+        late = starting not in self._starting
+        if isinstance(reply, Started) and not late:
+            self._starting.discard(starting)
+            instance = Instance(
+                reply.instance,
+                Handles(*fds),
+                starting.function,
+                starting.deployment,
+                reply.zygote,
+                starting.asked,
+            )
+            self.instances.add(instance)
+            if instance.events >= 0:
+                self._oom.register(instance.events, select.EPOLLPRI)
+            starting.function.arrived(instance)
+            return
+        broker_protocol.close_all(fds)
+        if isinstance(reply, Started):
+            self._stop(reply.instance)
+        elif not late:
+            self._give_up(starting, "start_failed", getattr(reply, "message", ""))
+
+    def _give_up(self, starting: _Starting, kind: str, message: str) -> None:
+        self._starting.discard(starting)
+        self._reserved -= starting.deployment.config.memory
+        starting.function.start_failed(starting.deployment, kind, message)
+
+    def _room(self, memory: int) -> bool:
+        """Make room for one more instance, at the cost of those that were idle longest."""
+        while (
+            len(self.instances) + len(self._starting) >= self.settings.instances
+            or self._reserved + memory > self._budget
+        ):
+            if not self._evict():
+                return False
+        # Memory comes back only some time after an eviction, so one start costs one eviction at most.
+        return not self._short() or self._evict()
+
+    def _short(self) -> bool:
+        now = monotonic()
+        if now - self._available[0] > _MEMORY_AGE:
+            self._available = (now, psutil.virtual_memory().available)
+        return self._available[1] < self._floor
+
+    def _evict(self) -> bool:
+        waiting = [each for each in self.instances if each.state in (State.IDLE, State.FROZEN)]
+        if not waiting:
+            return False
+        victim = min(waiting, key=lambda each: each.idle_since)
+        victim.function.evicted(victim)
+        return True
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def end(self, instance: Instance) -> None:
+        """Kill an instance, and have the broker remove what is left of it."""
+        if instance in self.instances:
+            self.instances.discard(instance)
+            self._reserved -= instance.deployment.config.memory
+            if instance.events >= 0:
+                self._oom.unregister(instance.events)
+            instance.kill()
+            instance.close()
+            self._stop(instance.id)
+
+    def _stop(self, number: int) -> None:
+        message = Stop(id=self._broker.number(), instance=number)
+        if not self._broker.request(message, lambda _reply, _fds: None):
+            self._loop.call_later(_BEAT, self._stop, number)
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def oom_kills(self, instance: Instance, then: Callable[[int], None]) -> None:
+        """Find out how many processes of an instance were killed for memory, and call `then` with the number."""
+        kills = instance.oom_kills()
+        if kills is not None:
+            then(kills)
+            return
+        message = OomKills(id=self._broker.number(), instance=instance.id)
+        if not self._broker.request(message, lambda reply, _fds: then(reply.value if isinstance(reply, Done) else 0)):
+            then(0)
+
+    def _on_oom(self) -> None:
+        ready = {fd for fd, _ in self._oom.poll(0)}
+        for instance in [each for each in self.instances if each.events in ready]:
+            if instance.oom_kills():
+                instance.oom = True  # retired after the call in hand, if it lives that long
+            if instance.oom and instance.state in (State.IDLE, State.FROZEN):
+                instance.function.evicted(instance)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def idle(self, instance: Instance) -> None:
+        """Note that an instance has nothing to do; after its grace it is frozen."""
+        instance.idle_since = monotonic()
+        if not instance.freezing:
+            instance.freezing = True
+            self._grace.append(instance)
+            if self._grace_timer is None:
+                self._grace_timer = self._loop.call_later(self.settings.grace, self._freeze)
+
+    def _freeze(self) -> None:
+        """Freeze those whose grace has ended. One timer serves them all, and none runs when nobody waits."""
+        now, grace = monotonic(), self.settings.grace
+        for _ in range(len(self._grace)):
+            instance = self._grace.popleft()
+            if instance.state is not State.IDLE:
+                instance.freezing = False
+            elif instance.idle_since + grace <= now:
+                instance.freezing = False
+                instance.freeze()
+            else:
+                self._grace.append(instance)
+        self._grace_timer = self._loop.call_later(max(grace, 0.005), self._freeze) if self._grace else None
+
+    def wake(self) -> None:
+        """See to it that deadlines are looked at."""
+        if self._beat_timer is None:
+            self._beat_timer = self._loop.call_later(_BEAT, self._beat)
+
+    def _beat(self) -> None:
+        now = monotonic()
+        waiting = bool(self._starting)
+        for starting in [each for each in self._starting if each.deadline < now]:
+            self._give_up(starting, "start_timeout", "the sandbox was not made in time")
+        for instance in list(self.instances):
+            if instance.logged:
+                instance.unmute()
+            if instance.deadline < now:
+                instance.function.timed_out(instance)
+            elif instance.deadline != NEVER or instance.muted:
+                waiting = True
+        for function in list(self.functions.values()):
+            if function.queue:
+                function.expire(perf_counter())
+                waiting = True
+        if self.instances and self._short():
+            waiting = self._evict() or waiting
+        self._beat_timer = self._loop.call_later(_BEAT, self._beat) if waiting else None
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def states(self) -> dict[str, int]:
+        """Count instances by state."""
+        counts = Counter(instance.state.value for instance in self.instances)
+        counts[State.STARTING.value] += len(self._starting)
+        return {state.value: counts[state.value] for state in State if state is not State.DYING}
+
+    @property
+    def running(self) -> int:
+        """How many calls are in hand or queued."""
+        return sum(each.call is not None for each in self.instances) + sum(
+            len(function.queue) for function in self.functions.values()
+        )

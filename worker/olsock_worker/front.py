@@ -1,0 +1,212 @@
+"""The unprivileged process: HTTP, queues, policy.
+
+Started by the broker with one socket; never holds privilege while it reads a byte from anyone but the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+
+import prctl
+import uvloop
+
+from olsock_worker import broker_protocol, privileges
+from olsock_worker.broker_client import BrokerClient, Reply
+from olsock_worker.broker_protocol import Hello, Serving, Zygotes, ZygoteState
+from olsock_worker.edge import Edge
+from olsock_worker.fleet import Fleet
+from olsock_worker.functions import Function
+from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.registry import Changes, Deployment, Registry
+from olsock_worker.routes import Routes
+from olsock_worker.settings import Settings
+
+_BACKLOG = 1024
+_LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
+_LOST_BROKER = 3  # exit status
+
+
+class Front:
+    """Owns everything of this process."""
+
+    def __init__(
+        self, settings: Settings, sock: socket.socket, listener: socket.socket, code_fd: int, logs_fd: int
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._logs = logs_fd
+        self._log = WorkerLog("front")
+        self._broker = BrokerClient(sock, self._on_zygote, self._on_drain, self._on_broker_end)
+        self._fleet = Fleet(settings, self._broker)
+        self._routes = Routes(self._fleet, self._log)
+        self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
+        self._routes.edge = self._edge
+        self._registry = Registry(code_fd, settings)
+        self._garbage: set[str] = set()  # versions that were current once
+        self._stopping = asyncio.Event()
+        self._server: asyncio.Server | None = None
+
+    async def run(self) -> None:
+        """Serve until told to drain."""
+        loop = asyncio.get_running_loop()
+        self._broker.attach(loop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_drain)
+        await self._look()
+        self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=_BACKLOG)
+        # What has been made so far lives as long as the process: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
+        self._broker.request(Serving(id=self._broker.number()), lambda _reply, _fds: None)
+        watching = asyncio.create_task(self._watch())
+        await self._stopping.wait()
+        watching.cancel()
+        await self._drain()
+
+    # -- the registry -------------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.registry_check)
+            try:
+                await self._look()
+            except Exception as error:  # a registry that cannot be read now may be readable later
+                self._log("error", "registry", error=repr(error))
+
+    async def _look(self) -> None:
+        fd = await self._open_registry()
+        if fd < 0:
+            return
+        try:
+            changes = await asyncio.get_running_loop().run_in_executor(None, self._registry.look, fd)
+        except OSError as error:
+            self._log("error", "registry", error=str(error), hint=f"must be readable by uid {os.getuid()}")
+            return
+        finally:
+            os.close(fd)
+        self._apply(changes)
+        await self._collect()
+
+    async def _open_registry(self) -> int:
+        reply: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_reply(message: Reply, fds: list[int]) -> None:
+            if not fds:
+                self._log("error", "registry", error=getattr(message, "message", ""))
+            if reply.done():
+                broker_protocol.close_all(fds)
+            else:
+                reply.set_result(fds[0] if fds else -1)
+
+        if not self._broker.request(broker_protocol.Registry(id=self._broker.number()), on_reply):
+            return -1
+        return await reply
+
+    def _apply(self, changes: Changes) -> None:
+        functions = self._fleet.functions
+        for deployment in changes.deployed:
+            self._deploy(deployment)
+        for name, why in changes.failed.items():
+            self._log("error", "not_deployed", function=name, why=why)
+            if name in functions:
+                functions[name].error = why
+        for name in changes.removed:
+            function = functions.pop(name, None)
+            if function is not None:
+                self._log("info", "removed", function=name)
+                self._garbage.add(function.deployment.path)
+                function.close()
+        if changes.deployed or changes.removed:
+            self._want_zygotes()
+
+    def _deploy(self, deployment: Deployment) -> None:
+        functions = self._fleet.functions
+        function = functions.get(deployment.name)
+        if function is None:
+            settings = self._settings
+            log = FunctionLog(self._logs, deployment.name, int(settings.log_bytes), settings.log_files)
+            functions[deployment.name] = Function(deployment, self._fleet, log, self._log)
+        elif function.deployment.version != deployment.version:
+            self._garbage.add(function.deployment.path)
+            function.update(deployment)
+        else:
+            function.error = ""
+        self._log("info", "deployed", function=deployment.name, version=deployment.version)
+
+    def _want_zygotes(self) -> None:
+        wanted = {each.config.imports for each in self._fleet.functions.values() if each.config.zygote != "off"}
+        self._broker.request(Zygotes(id=self._broker.number(), wanted=tuple(sorted(wanted))), lambda _reply, _fds: None)
+
+    async def _collect(self) -> None:
+        """Remove the code of versions that are neither current nor running."""
+        current = {each.deployment.path for each in self._fleet.functions.values()}
+        running = {each.deployment.path for each in self._fleet.instances}
+        starting = {f"{each.name}/{version}" for each in self._fleet.functions.values() for version in each.live}
+        loop = asyncio.get_running_loop()
+        for path in self._garbage - running - starting:
+            self._garbage.discard(path)
+            if path not in current:
+                await loop.run_in_executor(None, self._registry.forget, path)
+
+    # -- the broker ---------------------------------------------------------------------------------------------------
+
+    def _on_zygote(self, state: ZygoteState) -> None:
+        self._routes.zygotes[state.imports] = state
+        if state.state == "gone":
+            del self._routes.zygotes[state.imports]
+
+    def _on_broker_end(self) -> None:
+        os.write(2, b"olsock front: the broker has gone\n")
+        os._exit(_LOST_BROKER)  # without it nothing can be cleaned up here, and sandboxes are its children
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _on_drain(self) -> None:
+        self._stopping.set()
+
+    async def _drain(self) -> None:
+        """Accept no more, answer what came, give up after the grace."""
+        self._log("info", "draining", running=self._fleet.running)
+        self._edge.drain()
+        await asyncio.sleep(0.05)  # connections that the kernel has accepted for us are taken over meanwhile
+        if self._server is not None:
+            self._server.close()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while loop.time() - begun < self._settings.drain:
+            if loop.time() - begun >= min(_LAME, self._settings.drain):
+                self._edge.close_idle()
+            if not len(self._edge) and not self._fleet.running:
+                break
+            await asyncio.sleep(0.02)
+        self._log("info", "drained", cut=self._edge.busy)
+
+
+def main() -> int:
+    """Take over from the broker: fd 0 of the arguments is the socket."""
+    prctl.set_name("olsock-front")
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    hello, fds = broker_protocol.receive_reply(sock)
+    if not isinstance(hello, Hello):
+        return _LOST_BROKER
+    privileges.raise_open_files()
+    privileges.drop(hello.uid, hello.gid)
+    listener = socket.socket(fileno=fds[0])
+    listener.setblocking(False)
+
+    async def serve() -> None:
+        await Front(hello.settings, sock, listener, fds[1], fds[2]).run()
+
+    uvloop.run(serve())
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to do, and threads reading a dead disk must not hold the exit up
+
+
+if __name__ == "__main__":
+    sys.exit(main())

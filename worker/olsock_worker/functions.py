@@ -1,0 +1,294 @@
+"""A function: its current version, its queue, its instances, and what each end of a call means to the client."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from olsock.runtime import wire
+from olsock_worker import responses
+from olsock_worker.instances import Instance, State
+from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.responses import JSON, Error
+from olsock_worker.stats import FunctionStats
+
+if TYPE_CHECKING:
+    from olsock_worker.calls import Call
+    from olsock_worker.fleet import Fleet
+    from olsock_worker.instances import HandlerError
+    from olsock_worker.ol_yaml import FunctionConfig
+    from olsock_worker.registry import Deployment
+
+_RETRY = responses.header_lines((responses.RETRY_AFTER,))
+_FAULTS = {"init": "could not be imported", "serialize": "returned what is not JSON"}
+_HEADERS_LIMIT = wire.MAX_META // 2  # characters; each may become two bytes of JSON
+
+
+class Function:
+    """Sends calls to instances, and makes as many instances as there are calls waiting, at once."""
+
+    def __init__(self, deployment: Deployment, fleet: Fleet, log: FunctionLog, worker_log: WorkerLog) -> None:
+        self.name = deployment.name
+        self.deployment = deployment
+        self.fleet = fleet
+        self.log = log
+        self.stats = FunctionStats()
+        self.queue: deque[Call] = deque()
+        self.error = ""  # why the newest version in the registry is not the one that runs
+        self.live: dict[str, int] = {}  # version -> instances, starting ones included
+        self._worker_log = worker_log
+        self._idle: list[Instance] = []  # the latest used last: it is the likeliest to be warm
+        self._starting = 0
+
+    @property
+    def config(self) -> FunctionConfig:
+        """The configuration of the current version."""
+        return self.deployment.config
+
+    @property
+    def count(self) -> int:
+        """How many instances there are, starting ones included."""
+        return sum(self.live.values())
+
+    # -- calls coming in ----------------------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        """Run a call now, or queue it, or refuse it."""
+        self.stats.requests += 1
+        if len(call.target) + sum(map(len, call.headers.values())) > _HEADERS_LIMIT:
+            self.fail(call, 431, "headers_too_large", "request line and headers too large for a function")
+            return
+        if self._idle:
+            call.started = call.received
+            self._idle.pop().run(call)
+            return
+        if self.count >= self.config.concurrency and len(self.queue) - self._starting >= self.config.queue:
+            self.fail(call, 429, "queue_full", f"{self.config.queue} requests wait already", extra=_RETRY)
+            return
+        self.queue.append(call)
+        call.on_abandon = self._dropped
+        self.fleet.wake()
+        self._scale()
+
+    def _dropped(self, call: Call) -> None:
+        if call.instance is None and call in self.queue:
+            self.queue.remove(call)
+            self.stats.statuses[499] += 1
+
+    def _scale(self) -> None:
+        """Start an instance for every waiting call, as far as the caps go."""
+        while self._starting < len(self.queue) and self.count < self.config.concurrency:
+            if not self.fleet.start(self):
+                break
+            self._starting += 1
+            self._count(self.deployment.version, 1)
+        if self.queue and not self.count:
+            while self.queue:
+                self.fail(self.queue.popleft(), 503, "host_full", "this host has no room for it now", extra=_RETRY)
+
+    def _next(self) -> Call | None:
+        """Take the call that has waited longest."""
+        if not self.queue:
+            return None
+        call = self.queue.popleft()
+        call.started = perf_counter()
+        self.stats.queue.add(call.started - call.received)
+        return call
+
+    # -- instances coming and going -----------------------------------------------------------------------------------
+
+    def arrived(self, instance: Instance) -> None:
+        """Take a new instance; it may already work while its handler is being imported."""
+        self._starting -= 1
+        if instance.deployment is not self.deployment:
+            self._retire(instance)
+            return
+        call = self._next()
+        if call is not None:
+            self.stats.cold += 1
+            instance.run(call)
+
+    def start_failed(self, deployment: Deployment, kind: str, message: str) -> None:
+        """Answer the first in the queue: each failed start fails one call, so none waits for ever."""
+        self._starting -= 1
+        self._count(deployment.version, -1)
+        self._worker_log("error", "start_failed", function=self.name, kind=kind, message=message)
+        call = self._next()
+        if call is not None:
+            self.fail(call, 503, kind, "a sandbox could not be made", extra=_RETRY)
+        self._scale()
+
+    def available(self, instance: Instance) -> None:
+        """Give a free instance its next call, or let it idle."""
+        if instance.deployment is not self.deployment or instance.oom:
+            self._retire(instance)
+            return
+        call = self._next()
+        if call is not None:
+            instance.run(call)
+        else:
+            self._idle.append(instance)
+            self.fleet.idle(instance)
+
+    def _retire(self, instance: Instance) -> None:
+        """End an instance, and replace it if there is work."""
+        if instance in self._idle:
+            self._idle.remove(instance)
+        if instance in self.fleet.instances:
+            self.fleet.end(instance)
+            self._count(instance.deployment.version, -1)
+        self._scale()
+
+    def evicted(self, instance: Instance) -> None:
+        """End an idle instance because its room is needed, or because it is no longer sound."""
+        self._retire(instance)
+
+    def update(self, deployment: Deployment) -> None:
+        """Go over to another version: calls in hand finish on the old one."""
+        self.deployment = deployment
+        self.error = ""
+        for instance in list(self._idle):
+            self._retire(instance)
+
+    def close(self) -> None:
+        """Refuse what waits, end what idles; what runs finishes."""
+        while self.queue:
+            self.fail(self.queue.popleft(), 404, "unknown_function", "the function was removed")
+        for instance in list(self._idle):
+            self._retire(instance)
+
+    def _count(self, version: str, change: int) -> None:
+        count = self.live.get(version, 0) + change
+        if count:
+            self.live[version] = count
+        else:
+            self.live.pop(version, None)
+
+    # -- how calls end ------------------------------------------------------------------------------------------------
+
+    def answered(
+        self, instance: Instance, call: Call, status: int, content_type: bytes, body: bytes, clean: bool
+    ) -> None:
+        """Pass a reply on; the instance first, so that it works again while the reply is written."""
+        self._after(instance, clean)
+        self.finish(call, status, content_type, body)
+
+    def handler_failed(self, instance: Instance, call: Call, error: HandlerError, clean: bool) -> None:
+        """Answer for a handler that raised, or could not be given its event, or returned what is not JSON."""
+        if error.kind == "malformed":
+            self.fail(call, 400, "malformed", "the request body is not JSON")
+            self._after(instance, clean)
+            return
+        self._raised(call, error)
+        if instance.events >= 0:
+            self._after(instance, clean)
+            return
+
+        # No descriptor tells of memory kills here, and a child killed for memory is a likely cause of an exception.
+        def then(kills: int) -> None:
+            instance.oom = instance.oom or kills > 0
+            if instance.state is State.IDLE:
+                self._after(instance, clean)
+
+        self.fleet.oom_kills(instance, then)
+
+    def _raised(self, call: Call, error: HandlerError) -> None:
+        kind = error.kind if error.kind in ("init", "serialize") else "handler"
+        error_id = f"err-{call.id}"
+        self.log.write(call.id, f"[{error_id}] {error.traceback or error.name + ': ' + error.message}".encode())
+        what = _FAULTS.get(kind, "raised an exception")
+        if self.config.debug:
+            shown = Error(kind, f"{error.name}: {error.message}", error_id, error.traceback)
+        else:
+            shown = Error(kind, f"the handler {what}; its log has the traceback under this id", error_id)
+        self.finish(call, 500, JSON, responses.error_body(shown, call.id))
+
+    def _after(self, instance: Instance, clean: bool) -> None:
+        if not clean:
+            instance.condemn("sent more than its reply")
+        elif not self.config.reuse_sandbox:
+            self._retire(instance)
+        elif instance.state is State.IDLE:
+            self.available(instance)
+
+    def init_failed(self, instance: Instance, error: HandlerError) -> None:
+        """Answer for a handler that could not be imported. The instance is of no use."""
+        call, instance.call = instance.call, None
+        instance.detach()
+        if call is None:
+            call = self._next()  # it was started for someone, and every start would end like this
+        if call is not None:
+            self._raised(call, error)
+        self._retire(instance)
+
+    def setup_failed(self, instance: Instance) -> None:
+        """Answer for a sandbox that could not set itself up."""
+        self._worker_log("error", "setup_failed", function=self.name, instance=instance.id)
+        self._gone(instance, 503, "start_failed", "a sandbox could not be made")
+
+    def lost(self, instance: Instance) -> None:
+        """Answer for a sandbox that has died."""
+
+        def then(kills: int) -> None:
+            if kills or instance.oom:
+                self._gone(instance, 502, "oom", f"the function needed more memory than its {self.config.memory} bytes")
+            else:
+                self._gone(instance, 502, "crash", "the function's process ended without a reply")
+
+        if instance.call is None:
+            self._gone(instance, 502, "crash", "the function's process ended without a reply")
+        else:
+            self.fleet.oom_kills(instance, then)
+
+    def condemned(self, instance: Instance, why: str) -> None:
+        """Answer for a sandbox that was killed for what it sent."""
+        self._worker_log("warning", "condemned", function=self.name, instance=instance.id, why=why)
+        self._gone(instance, 502, "bad_reply", "the function's sandbox sent what is not a reply")
+
+    def timed_out(self, instance: Instance) -> None:
+        """Kill what has used up its time."""
+        instance.kill()
+        if instance.ready:
+            self._gone(instance, 504, "timeout", f"the function did not answer within {self.config.timeout:g} s")
+        else:
+            self._gone(instance, 504, "start_timeout", "the function was not imported in time")
+
+    def _gone(self, instance: Instance, status: int, kind: str, message: str) -> None:
+        call, instance.call = instance.call, None
+        instance.detach()
+        if call is None and not instance.ready:
+            call = self._next()
+        if call is not None:
+            self.fail(call, status, kind, message, extra=_RETRY if status == 503 else b"")
+        self._retire(instance)
+
+    def expire(self, now: float) -> None:
+        """Refuse what has waited longer than it could have run."""
+        while self.queue and now - self.queue[0].received > self.config.timeout + self.fleet.settings.start_timeout:
+            call = self.queue.popleft()
+            self.fail(call, 503, "queue_timeout", "no instance became free in time", extra=_RETRY)
+
+    def fail(self, call: Call, status: int, kind: str, message: str, extra: bytes = b"") -> None:
+        """Answer with an error of ours."""
+        self.finish(call, status, JSON, responses.error_body(Error(kind, message), call.id), extra)
+
+    def finish(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
+        """Answer, and record."""
+        stats, now = self.stats, perf_counter()
+        stats.statuses[status] += 1
+        stats.total.add(now - call.received)
+        if call.sent:
+            stats.run.add(now - call.sent)
+        if self.fleet.settings.access_log or status >= 502:
+            self._worker_log(
+                "info" if status < 500 else "warning",
+                "request",
+                function=self.name,
+                request=call.id,
+                method=call.method,
+                status=status,
+                ms=round((now - call.received) * 1e3, 3),
+            )
+        call.instance = None
+        call.reply(status, content_type, body, extra)

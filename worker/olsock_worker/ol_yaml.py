@@ -1,0 +1,160 @@
+"""`ol.yaml`, the settings a function brings along: read, checked, and merged over the worker's defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml
+
+from olsock.spec import parse_size
+from olsock_worker.settings import Count, FunctionDefaults, Seconds, Size
+
+NAME = "ol.yaml"
+LARGEST = 64 * 1024
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+_Module = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=200)]
+_Handler = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_.]*$", max_length=200
+    ),
+]
+_Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+
+
+class FunctionError(ValueError):
+    """A function cannot be deployed as it is; the message says what to change."""
+
+
+class _HttpTrigger(msgspec.Struct, forbid_unknown_fields=True):
+    method: str = "*"
+
+
+class _Triggers(msgspec.Struct, forbid_unknown_fields=True):
+    http: list[_HttpTrigger] = []
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
+    triggers: _Triggers = msgspec.field(default_factory=_Triggers)
+    environment: dict[_Variable, str | int | float | bool] = {}
+    reuse_sandbox: bool = True
+    memory: Size | None = None
+    cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None = None
+    pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] | None = None
+    tmpfs_size: Size | None = None
+    timeout: Seconds | None = None
+    concurrency: Count | None = None
+    queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+    imports: Annotated[list[_Module], msgspec.Meta(max_length=200)] = []
+    zygote: bool | Literal["auto", "wait", "off"] | None = None
+    debug: bool = False
+    handler: _Handler = "f:f"
+
+
+class FunctionConfig(msgspec.Struct, frozen=True):
+    """How one function is to run, nothing left open."""
+
+    methods: frozenset[str]  # empty: any
+    environment: dict[str, str]
+    reuse_sandbox: bool
+    memory: int
+    cpus: float | None
+    pids: int
+    tmpfs_size: int
+    timeout: float
+    concurrency: int
+    queue: int
+    imports: tuple[str, ...]
+    zygote: Literal["auto", "wait", "off"]
+    debug: bool
+    handler: str
+
+    def allow(self) -> str:
+        """Return the value of an Allow header."""
+        return ", ".join(method for method in METHODS if not self.methods or method in self.methods)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no aliases, since a few lines of them expand to gigabytes, and no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases."""
+        if self.check_event(yaml.AliasEvent):
+            raise FunctionError(f"{NAME}: aliases are not accepted")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is given twice."""
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) != len(node.value):
+            raise FunctionError(f"{NAME}: a key is given twice{node.start_mark}")
+        return mapping
+
+
+def parse(text: bytes, defaults: FunctionDefaults) -> FunctionConfig:
+    """Turn the contents of an `ol.yaml` (empty where there is none) into a complete configuration."""
+    if len(text) > LARGEST:
+        raise FunctionError(f"{NAME}: longer than {LARGEST} bytes")
+    try:
+        data = yaml.load(text, Loader=_Loader)
+        given = msgspec.convert({} if data is None else data, _File)
+        return _complete(given, defaults)
+    except (yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
+        raise FunctionError(f"{NAME}: {' '.join(str(error).split())}") from None
+    except FunctionError:
+        raise
+    except ValueError as error:
+        raise FunctionError(f"{NAME}: {error}") from None
+
+
+def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
+    zygote = given.zygote
+    if isinstance(zygote, bool):
+        zygote = "auto" if zygote else "off"
+    return FunctionConfig(
+        methods=_methods(given.triggers),
+        environment={name: _text(value) for name, value in given.environment.items()},
+        reuse_sandbox=given.reuse_sandbox,
+        memory=_size(given.memory, defaults.memory, "memory"),
+        cpus=_or(given.cpus, defaults.cpus),
+        pids=_or(given.pids, defaults.pids),
+        tmpfs_size=_size(given.tmpfs_size, defaults.tmpfs_size, "tmpfs-size"),
+        timeout=_or(given.timeout, defaults.timeout),
+        concurrency=_or(given.concurrency, defaults.concurrency),
+        queue=_or(given.queue, defaults.queue),
+        imports=tuple(dict.fromkeys(given.imports)),
+        zygote=_or(zygote, defaults.zygote),
+        debug=given.debug,
+        handler=given.handler,
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _size(value: Size | None, default: Size, field: str) -> int:
+    return parse_size(default if value is None else value, field, least=4096, unlimited=False) or 0
+
+
+def _text(value: str | int | float | bool) -> str:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if "\0" in text:
+        raise FunctionError(f"{NAME}: environment: a value holds a null byte")
+    return text
+
+
+def _methods(triggers: _Triggers) -> frozenset[str]:
+    methods = set()
+    for trigger in triggers.http:
+        method = trigger.method.upper()
+        if method == "*":
+            return frozenset()
+        if method not in METHODS:
+            raise FunctionError(
+                f"{NAME}: triggers.http.method={trigger.method!r}: expected * or one of {', '.join(METHODS)}"
+            )
+        methods.add(method)
+    return frozenset(methods)

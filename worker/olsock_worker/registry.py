@@ -1,0 +1,154 @@
+"""What is deployed: looks at the registry directory and copies what changed into the code store.
+
+The store holds `<name>/<version>/`, the version being a digest of the contents. A version is copied whole into a
+scratch directory first and renamed, so a directory of the store is complete or absent. Everything goes through
+directory descriptors: the store lies in a directory that the front cannot even enter by path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+
+import msgspec
+
+from olsock_worker import ol_yaml, unpack
+from olsock_worker.ol_yaml import FunctionConfig, FunctionError
+from olsock_worker.settings import Settings
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_ARCHIVE = ".tar.gz"
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One version of a function, in the store and ready to run."""
+
+    name: str
+    version: str
+    config: FunctionConfig
+
+    @property
+    def path(self) -> str:
+        """Where it lies, below the store."""
+        return f"{self.name}/{self.version}"
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What a look at the registry found."""
+
+    deployed: list[Deployment]
+    failed: dict[str, str]  # name -> why; what was deployed before goes on
+    removed: list[str]
+
+
+class Registry:
+    """Remembers what was seen, so that a look costs only a few stats when nothing changed."""
+
+    def __init__(self, store_fd: int, settings: Settings) -> None:
+        self._store = store_fd
+        self._settings = settings
+        self._seen: dict[str, object] = {}
+        self._scratch = 0
+
+    def look(self, registry_fd: int) -> Changes:
+        """Find and copy what is new. Blocks on the disk: call it in a thread, one call at a time."""
+        found, deployed, failed = self._names(registry_fd), [], {}
+        for name, entry in sorted(found.items()):
+            seen: object = None
+            try:
+                seen = self._signature(registry_fd, entry)
+                if self._seen.get(name) == seen:
+                    continue
+                deployment = self._deploy(registry_fd, name, entry)
+                if self._signature(registry_fd, entry) != seen:
+                    continue  # changed while it was copied: the next look takes it whole
+                deployed.append(deployment)
+            except FileNotFoundError:
+                continue  # gone, or half written, while we looked
+            except (FunctionError, OSError) as error:
+                failed[name] = str(error)
+            self._seen[name] = seen  # a bad one is not copied again until it changes
+        removed = [name for name in self._seen if name not in found]
+        for name in removed:
+            del self._seen[name]
+        return Changes(deployed, failed, removed)
+
+    def forget(self, path: str) -> None:
+        """Remove a version that nothing runs any more. Blocks on the disk."""
+        shutil.rmtree(path, ignore_errors=True, dir_fd=self._store)
+
+    def _names(self, registry_fd: int) -> dict[str, str]:
+        found: dict[str, str] = {}
+        with os.scandir(registry_fd) as entries:
+            for entry in entries:
+                name = entry.name.removesuffix(_ARCHIVE)
+                archive = name != entry.name
+                if NAME.fullmatch(name) and (archive or entry.is_dir(follow_symlinks=False)):
+                    if archive and name in found:
+                        continue  # the directory wins: it is what someone is working on
+                    found[name] = entry.name
+        return found
+
+    def _signature(self, registry_fd: int, entry: str) -> object:
+        fd = os.open(entry, _OPEN, dir_fd=registry_fd)
+        try:
+            info = os.fstat(fd)
+            if stat.S_ISDIR(info.st_mode):
+                return unpack.signature(fd)
+            return (info.st_mtime_ns, info.st_size, info.st_ino)
+        finally:
+            os.close(fd)
+
+    def _deploy(self, registry_fd: int, name: str, entry: str) -> Deployment:
+        self._scratch += 1
+        scratch = f".new-{self._scratch}"
+        os.mkdir(scratch, 0o755, dir_fd=self._store)
+        try:
+            target = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._store)
+            try:
+                version = self._copy(registry_fd, entry, target)
+                config = self._config(target)
+            finally:
+                os.close(target)
+            deployment = Deployment(name, version, config)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=self._store)
+            # ENOTEMPTY: the same contents are there already, from before they were changed and changed back.
+            with contextlib.suppress(OSError):
+                os.rename(scratch, deployment.path, src_dir_fd=self._store, dst_dir_fd=self._store)
+            os.stat(deployment.path, dir_fd=self._store)
+            return deployment
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True, dir_fd=self._store)
+
+    def _copy(self, registry_fd: int, entry: str, target: int) -> str:
+        size = int(self._settings.code)
+        copy = unpack.Copy(target, size, self._settings.code_files)
+        fd = os.open(entry, _OPEN, dir_fd=registry_fd)
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                unpack.copy_tree(fd, copy)
+            else:
+                with open(fd, "rb", closefd=False) as archive:
+                    unpack.unpack(archive, copy, size)
+        finally:
+            os.close(fd)
+        return copy.version
+
+    def _config(self, code_fd: int) -> FunctionConfig:
+        try:
+            with open(os.open(ol_yaml.NAME, _OPEN, dir_fd=code_fd), "rb") as file:
+                text = file.read(ol_yaml.LARGEST + 1)
+        except FileNotFoundError:
+            text = b""
+        config = ol_yaml.parse(text, self._settings.function)
+        module = config.handler.partition(":")[0].replace(".", "/")
+        for candidate in (f"{module}.py", f"{module}/__init__.py"):
+            with contextlib.suppress(OSError):
+                os.stat(candidate, dir_fd=code_fd)
+                return config
+        raise FunctionError(f"handler {config.handler!r}: there is no {module}.py")

@@ -1,0 +1,131 @@
+"""Which request goes where: `/run/<name>` to a function, `/status` and `/stats` answered here."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import msgspec
+import psutil
+
+from olsock_worker import responses
+from olsock_worker.functions import Function
+from olsock_worker.ol_yaml import METHODS
+from olsock_worker.responses import JSON, Error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from olsock_worker.broker_protocol import ZygoteState
+    from olsock_worker.calls import Call
+    from olsock_worker.edge import Edge
+    from olsock_worker.fleet import Fleet
+    from olsock_worker.logs import WorkerLog
+
+_RUN = b"/run/"
+_READ = ("GET", "HEAD")
+_KNOWN = frozenset(METHODS)
+
+
+class Routes:
+    """The path table, and what the two pages of its own show."""
+
+    def __init__(self, fleet: Fleet, log: WorkerLog) -> None:
+        self.edge: Edge
+        self.zygotes: dict[tuple[str, ...], ZygoteState] = {}
+        self._fleet = fleet
+        self._log = log
+        self._begun = monotonic()
+        self._refused: dict[str, int] = {}
+
+    def handle(self, call: Call) -> None:
+        """Answer a request, or give it to who will. Never raises."""
+        try:
+            path, _, query = call.target.partition(b"?")
+            if b"://" in path[:10]:
+                path = b"/" + path.partition(b"://")[2].partition(b"/")[2]  # absolute form: RFC 9112, 3.2.2
+            if path.startswith(_RUN):
+                self._run(call, path, query)
+            elif path == b"/status":
+                self._page(call, self._status, 503 if self.edge.draining else 200)
+            elif path == b"/stats":
+                self._page(call, self._stats, 200)
+            else:
+                self._error(call, 404, "not_found", "there is /run/<function>, /status and /stats")
+        except Exception as error:  # a bug of ours must end one request, not the worker
+            self._log("error", "internal", request=call.id, error=repr(error))
+            self._error(call, 500, "internal", "internal error")
+
+    def _run(self, call: Call, path: bytes, query: bytes) -> None:
+        name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
+        function = self._fleet.functions.get(name)
+        if function is None:
+            self._error(call, 404, "unknown_function", "there is no such function")
+            return
+        methods = function.config.methods
+        if call.method not in (methods or _KNOWN):
+            self._error(
+                call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
+            )
+            return
+        call.path, call.query = slash + rest, query.decode("ascii", "replace")
+        function.submit(call)
+
+    def _page(self, call: Call, make: Callable[[], object], status: int) -> None:
+        if call.method not in _READ:
+            self._error(call, 405, "method_not_allowed", "read only", (("allow", ", ".join(_READ)),))
+            return
+        call.reply(status, JSON, msgspec.json.encode(make()) + b"\n")
+
+    def _error(
+        self, call: Call, status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        self.refused(status)
+        body = responses.error_body(Error(kind, message), call.id)
+        call.reply(status, JSON, body, responses.header_lines(headers))
+
+    def refused(self, status: int) -> None:
+        """Count a request that reached no function."""
+        self._refused[str(status)] = self._refused.get(str(status), 0) + 1
+
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "status": "draining" if self.edge.draining else "ready",
+            "uptime_s": round(monotonic() - self._begun, 3),
+            "functions": {name: self._function(function) for name, function in sorted(self._fleet.functions.items())},
+            "instances": self._fleet.states(),
+            "zygotes": self._zygotes(),
+        }
+
+    def _function(self, function: Function) -> dict[str, object]:
+        shown: dict[str, object] = {"version": function.deployment.version, "instances": function.count}
+        if function.error:
+            shown["error"] = function.error
+        if function.config.zygote == "off":
+            shown["zygote"] = "off"
+        else:
+            state = self.zygotes.get(function.config.imports)
+            shown["zygote"] = state.state if state is not None else "building"
+        return shown
+
+    def _zygotes(self) -> list[dict[str, object]]:
+        return [
+            {"imports": list(imports), "state": state.state, "pid": state.pid, "detail": state.detail}
+            for imports, state in sorted(self.zygotes.items())
+            if state.state != "gone"
+        ]
+
+    def _stats(self) -> dict[str, object]:
+        process = psutil.Process(os.getpid())
+        return {
+            "uptime_s": round(monotonic() - self._begun, 3),
+            "functions": {name: each.stats.summary() for name, each in sorted(self._fleet.functions.items())},
+            "instances": self._fleet.states(),
+            "zygotes": self._zygotes(),
+            "refused": dict(sorted(self._refused.items())),
+            "connections": len(self.edge),
+            "process": {"memory_bytes": process.memory_info().rss, "cpu_s": round(sum(process.cpu_times()[:2]), 3)},
+        }

@@ -1,0 +1,112 @@
+"""What an operator can set: a TOML file, checked whole before anything starts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from olsock.spec import parse_size
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+Checked = TypeVar("Checked", bound=msgspec.Struct)
+Size = int | str  # "128M" or bytes; turned into bytes by `parse_size`
+
+FRONT_USER = "olsock"
+
+
+class SettingsError(ValueError):
+    """The configuration cannot be accepted; the message names the key."""
+
+
+class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Limits of the HTTP edge. Deadlines are absolute: a byte now and then does not extend them."""
+
+    header_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 32 * 1024
+    header_count: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
+    body: Size = "6M"
+    bodies: Size = "256M"  # all request bodies held at one time
+    reply: Size = "6M"
+    header_timeout: Seconds = 10.0
+    body_timeout: Seconds = 60.0
+    write_timeout: Seconds = 60.0
+    idle_timeout: Seconds = 75.0
+    connections: Count = 1024
+    pipeline: Count = 64
+
+
+class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a function gets when its ol.yaml does not say."""
+
+    memory: Size = "128M"
+    cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None = None
+    pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
+    tmpfs_size: Size = "64M"
+    timeout: Seconds = 30.0
+    concurrency: Count = 32
+    queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
+    zygote: Literal["auto", "wait", "off"] = "auto"
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `olsock-worker up` can be told, by file or by option."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 5000
+    registry: str = "/var/lib/olsock/registry"
+    state: str = "/run/olsock-worker"
+    user: str = ""  # "": the user `olsock` if there is one, else the id block that olsock keeps for its host side
+    packages: list[str] = []
+    python: str | None = None
+    registry_check: Seconds = 5.0
+    grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.02
+    drain: Seconds = 30.0
+    start_timeout: Seconds = 20.0
+    instances: Count = 256
+    memory_budget: Size = 0  # sum of the limits of live instances; 0: twice the host's memory
+    memory_floor: Size = 0  # evict while less than this is available; 0: a sixteenth of the host's memory
+    zygote_memory: Size = "1G"
+    code: Size = "256M"  # unpacked size of one function
+    code_files: Count = 10_000
+    log_bytes: Size = "4M"
+    log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    access_log: bool = False
+    http: Http = Http()
+    function: FunctionDefaults = FunctionDefaults()
+
+
+def load(path: str | None, overrides: dict[str, object]) -> Settings:
+    """Read `path` (if any), lay the given options over it, and check the whole."""
+    data: dict[str, object] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{path}: {error}") from None
+    data.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        settings = msgspec.convert(data, Settings)
+        return _with_bytes(settings)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise SettingsError(f"{path or 'options'}: {error}") from None
+
+
+def _with_bytes(settings: Settings) -> Settings:
+    """Replace every size by its bytes, so that nothing later has to parse one."""
+    http, function = settings.http, settings.function
+    return msgspec.structs.replace(
+        settings,
+        http=_sizes(http, "http.", ("body", "bodies", "reply")),
+        function=_sizes(function, "function.", ("memory", "tmpfs_size")),
+        **{
+            name: parse_size(getattr(settings, name), name)
+            for name in ("memory_budget", "memory_floor", "zygote_memory", "code", "log_bytes")
+        },
+    )
+
+
+def _sizes(value: Checked, prefix: str, names: tuple[str, ...]) -> Checked:
+    return msgspec.structs.replace(value, **{name: parse_size(getattr(value, name), prefix + name) for name in names})

@@ -1,0 +1,130 @@
+"""`olsock-worker up`, in the order in which it must happen: lock, clean up after a crash, bind, split, serve, clear."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from time import perf_counter
+
+import prctl
+
+from olsock import leftovers
+from olsock_worker import broker_protocol, privileges
+from olsock_worker.broker import Broker
+from olsock_worker.broker_protocol import Hello
+from olsock_worker.logs import WorkerLog
+from olsock_worker.settings import Settings, SettingsError
+from olsock_worker.state import Running, StateDirectory
+
+
+def up(settings: Settings) -> int:
+    """Run a worker until it is told to stop; return the exit status."""
+    begun = perf_counter()
+    if os.geteuid() != 0:
+        raise SettingsError(
+            "olsock-worker up needs root: it makes sandboxes; what reads requests gives root up at once"
+        )
+    _check_paths(settings)
+    uid, gid = privileges.account(settings.user)
+    log = WorkerLog("broker")
+    state = StateDirectory(settings.state)
+    state.acquire()
+    try:
+        removed = leftovers.clean()
+        if removed:
+            log("warning", "leftovers_removed", removed=[str(each) for each in removed])
+        prctl.set_name("olsock-broker")
+        privileges.raise_open_files()
+        listener = _listen(settings)
+        try:
+            return _serve(settings, state, listener, (uid, gid), log, begun)
+        finally:
+            listener.close()
+    finally:
+        state.release()
+
+
+def _check_paths(settings: Settings) -> None:
+    if not os.path.isdir(settings.registry):
+        raise SettingsError(f"registry={settings.registry!r}: not a directory")
+    for package in settings.packages:
+        if not os.path.isabs(package) or not os.path.isdir(package):
+            raise SettingsError(f"packages={package!r}: not an absolute path of a directory")
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Bind while still root, so that a port below 1024 will do, and so that a taken one is known at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(f"host={settings.host!r}, port={settings.port}: {error.strerror or error}") from None
+    return listener
+
+
+def _serve(
+    settings: Settings,
+    state: StateDirectory,
+    listener: socket.socket,
+    ids: tuple[int, int],
+    log: WorkerLog,
+    begun: float,
+) -> int:
+    host, port = listener.getsockname()[:2]
+    code_fd, logs_fd = state.directories(*ids)
+    ours, theirs = broker_protocol.socketpair()
+    # A fresh program rather than a fork: nothing that root has in memory is in the front's.
+    front = subprocess.Popen(
+        [sys.executable, "-I", "-m", "olsock_worker.front", str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        stdin=subprocess.DEVNULL,
+        cwd="/",
+        env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+        process_group=0,  # Ctrl-C goes to us, and we tell it to drain
+    )
+    try:
+        theirs.close()
+        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd))
+        listener.close()
+        os.close(logs_fd)
+        ours.setblocking(False)
+
+        def on_serving() -> None:
+            state.write(Running(os.getpid(), host, port))
+            log("info", "ready", address=f"http://{_bracketed(host)}:{port}", seconds=round(perf_counter() - begun, 3))
+            _notify(b"READY=1")
+
+        async def serve() -> int:
+            return await Broker(settings, ours, front, code_fd, on_serving, log).run()
+
+        return asyncio.run(serve())
+    finally:
+        front.kill()
+        front.wait()
+        ours.close()
+        os.close(code_fd)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _notify(text: bytes) -> None:
+    """Tell systemd, if it started us with Type=notify."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+        ):
+            sock.sendto(text, address)
