@@ -1,0 +1,1 @@
+int ols_probe(const char *feature, struct ols_err *reterr);
