@@ -39,6 +39,11 @@ int privilege_limit_capabilities(uint64_t keep, bool root_is_nothing, struct ols
 {
     unsigned long bits = SECBIT_KEEP_CAPS_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
 
+    /* What commands shall inherit has to be in the set before the bounding set is empty: nothing can be added to it then. */
+    uint64_t inheritable = root_is_nothing ? 0 : keep;
+    int r = privilege_set_capabilities(keep | 1ULL << CAP_SETPCAP, inheritable, reterr);
+    if (r < 0)
+        return r;
     for (unsigned long cap = 0; cap <= LAST_POSSIBLE_CAP; cap++)
         if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) {
             if (errno == EINVAL)
@@ -51,7 +56,7 @@ int privilege_limit_capabilities(uint64_t keep, bool root_is_nothing, struct ols
         return ols_fail(reterr, errno, "prctl(PR_SET_SECUREBITS)", "");
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return ols_fail(reterr, errno, "prctl(PR_SET_NO_NEW_PRIVS)", "");
-    return privilege_set_capabilities(keep, 0, reterr);
+    return privilege_set_capabilities(keep, inheritable, reterr);
 }
 
 int privilege_clear_groups(struct ols_err *reterr)
