@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from olsock import hierarchies
+from olsock import hierarchies, supervisor
 from olsock._core import cgroup, mounts
 from olsock.errors import DeadlineError, KernelError, SpecError, UnsupportedError
-from olsock.hierarchies import SUPERVISOR, Hierarchy, Layout
+from olsock.hierarchies import Layout
 from olsock.spec import Limits
 
 PREFIX = "olsock-"
@@ -46,7 +46,7 @@ _HINTS = {
     errno.EROFS: "the cgroup file system is mounted read-only",
     errno.EAGAIN: "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached",
 }
-_supervising = threading.Lock()
+_supervising = threading.RLock()  # whether this process is in a supervisor leaf; taken again when a tree fails half-way
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,12 +479,12 @@ class Tree(_Inner):
         """Make `<parent>/olsock-<name>` in every hierarchy; see `hierarchies.find` for `parent`."""
         layout = hierarchies.find(parent)
         with _supervising:
-            missing, supervising = _enable(layout.v2)
+            missing, supervising = supervisor.enable(layout.v2)
             try:
                 return cls(_survey(layout, missing), layout, name, supervising)
             except BaseException:
                 if supervising:
-                    _leave_supervisor(layout.v2)
+                    supervisor.leave(layout.v2)
                 raise
 
     @property
@@ -521,7 +521,7 @@ class Tree(_Inner):
             super().remove(deadline)
             if self._supervising:
                 with _supervising:
-                    _leave_supervisor(self._layout.v2)
+                    supervisor.leave(self._layout.v2)
 
     def _close(self) -> None:
         super()._close()
@@ -603,71 +603,6 @@ def _survey(layout: Layout, missing: frozenset[str]) -> _Host:
     if layout.v1:
         gaps.append("controllers on cgroup version 1: a process is moved into its limits once made (0.1-10 ms)")
     return _Host(layout.mode, index, swap, tuple(gaps), os.getpid())
-
-
-def _enable(v2: Hierarchy) -> tuple[frozenset[str], bool]:
-    """Have the parent give its controllers to our tree; return those it keeps, and whether we moved."""
-    supervising = False
-    refused = set()
-    for controller in sorted(v2.controllers - set(_text(v2.parent, "cgroup.subtree_control").split())):
-        try:
-            _give(v2.parent, controller)
-            continue
-        except OSError as error:
-            if error.errno != errno.EBUSY or supervising:
-                refused.add(controller)
-                continue
-        # Version 2 allows no processes in a cgroup that gives controllers to others, the root excepted.
-        _enter_supervisor(v2.parent)
-        supervising = True
-        try:
-            _give(v2.parent, controller)
-        except OSError:
-            refused.add(controller)
-    return frozenset(refused), supervising
-
-
-def _give(directory: str, controller: str) -> None:
-    Path(directory, "cgroup.subtree_control").write_text(f"+{controller}")
-
-
-def _enter_supervisor(parent: str) -> None:
-    """Move this process out of `parent` into a leaf below it, if it is alone there."""
-    pids = [int(pid) for pid in _text(parent, "cgroup.procs").split()]
-    if pids != [os.getpid()]:
-        raise UnsupportedError(
-            f"the cgroup {parent} holds other processes, so it cannot give controllers to sandboxes. Start in "
-            "a cgroup of your own: systemd-run --scope -p Delegate=yes COMMAND, or Delegate=yes in the unit; or "
-            f"name an empty one (or / for the root) in {hierarchies.ENVIRONMENT}"
-        )
-    leaf = Path(parent, SUPERVISOR)
-    try:
-        leaf.mkdir(exist_ok=True)
-        (leaf / "cgroup.procs").write_text(str(os.getpid()))
-    except OSError as error:
-        raise _failure("move this process to", str(leaf), error) from None
-
-
-def _leave_supervisor(v2: Hierarchy) -> None:
-    """Undo `_enter_supervisor` if nobody else depends on it: give nothing any more, and move back."""
-    parent = Path(v2.parent)
-    others = [entry.name for entry in os.scandir(parent) if entry.is_dir() and entry.name != SUPERVISOR]
-    if others or _text(str(parent / SUPERVISOR), "cgroup.procs").split() != [str(os.getpid())]:
-        return
-    try:
-        for controller in _text(v2.parent, "cgroup.subtree_control").split():
-            (parent / "cgroup.subtree_control").write_text(f"-{controller}")
-        (parent / "cgroup.procs").write_text(str(os.getpid()))
-        (parent / SUPERVISOR).rmdir()
-    except OSError:
-        pass  # the leaf is harmless, and ends with the cgroup around it
-
-
-def _text(directory: str, file: str) -> str:
-    try:
-        return Path(directory, file).read_text()
-    except OSError as error:
-        raise _failure("read", f"{directory}/{file}", error) from None
 
 
 def _counters(text: str) -> dict[str, int]:
