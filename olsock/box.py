@@ -13,9 +13,8 @@ from olsock import packets, spawner
 from olsock._core import process
 from olsock.cgroups import Leaf
 from olsock.errors import DeadlineError, KernelError, SandboxDeadError
-from olsock.host import Host
 from olsock.packets import Exited, Mailbox, blob, rlimits, string, strings, u32, u64
-from olsock.spawner import IdMap
+from olsock.spawner import IdMap, Spawner
 
 CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_ADMIN = (1 << n for n in (5, 6, 7, 8, 12, 21))
 INIT_CAPABILITIES = CAP_KILL | CAP_SETGID | CAP_SETUID
@@ -96,7 +95,7 @@ class Command:
 class Box:
     """A running init. Closing it ends every process of its pid namespace."""
 
-    def __init__(self, host: Host, maps: Sequence[IdMap], leaf: Leaf, *, network: bool) -> None:
+    def __init__(self, cloner: Spawner, maps: Sequence[IdMap], leaf: Leaf, *, network: bool) -> None:
         """Clone the init, born in `leaf`; it waits for `setup`."""
         flags = spawner.ISOLATED | (spawner.NEWNET if network else 0)
         ours, theirs = spawner.channel()
@@ -106,7 +105,7 @@ class Box:
         self._setup_token = 0
         with theirs:
             try:
-                self.pid, self.pidfd = host.spawner.clone(flags, maps, theirs.fileno(), leaf.fd)
+                self.pid, self.pidfd = cloner.clone(flags, maps, theirs.fileno(), leaf.fd)
             except BaseException:
                 self._mailbox.close()
                 raise

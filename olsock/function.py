@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from olsock import host as hosts
-from olsock import identity, rootfs
+from olsock import rootfs
 from olsock._core import mounts, process, seccomp
-from olsock.box import Box, Command, Mounts, Setup, limits
+from olsock.box import Command, Mounts, Setup, limits
 from olsock.cgroups import Leaf, Stats
 from olsock.channel import Channel
 from olsock.endpoints import Endpoints, read_tail
@@ -28,7 +28,6 @@ SHM_SIZE = 16 * 1024 * 1024
 LOG_LIMIT = 64 * 1024
 INIT_TIMEOUT = 30.0
 TIMEOUT = 30.0
-REMOVAL_TIMEOUT = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,28 +244,12 @@ def bind_code(directory: str) -> int:
 def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) -> Parts:
     """A fresh interpreter in a sandbox: an init with one command, the runtime's handler loop."""
     program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
-    own_network = spec.network != "host"
-    block = identity.claim()
-    leaf: Leaf | None = None
-    box: Box | None = None
+    base = host.bases.place(interpreter.recipe(spec.network != "none"))
+    blank = host.blanks.take(spec.limits, base, network=spec.network != "host")
+    leaf, box = blank.leaf, blank.box
     pidfd = -1
     ends = Endpoints()
-
-    def release() -> None:
-        if leaf is not None:
-            leaf.kill()
-        if box is not None:
-            box.close()
-        if leaf is not None:
-            leaf.remove(REMOVAL_TIMEOUT)
-        block.release()
-
     try:
-        leaf = host.tree.leaf(f"f-{host.number()}")
-        leaf.set(spec.limits)
-        base = host.base(interpreter.recipe(spec.network != "none"))  # before the clone, which copies it
-        box = Box(host, [(0, block.base, block.size)], leaf, network=own_network)
-        leaf.attach(box.pid)
         over = Mounts()
         over.proc(rootfs.MASKED)
         over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
@@ -281,7 +264,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
                     hostname=spec.hostname,
                     rlimits=limits(spec.nofile, spec.fsize),
                     filter=program,
-                    network=own_network,
+                    network=spec.network != "host",
                 )
             )
         finally:
@@ -294,7 +277,6 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
         finally:
             os.close(null)
         ends.close_theirs()
-        made = box
         (pid,) = [pid for pid in leaf.pids() if pid != box.pid][:1] or [0]
         if not pid:
             raise SandboxDeadError("the handler's interpreter ended at once")
@@ -302,13 +284,13 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
 
         def status() -> int | None:
             try:
-                return made.wait(token, 1.0).status
+                return box.wait(token, 1.0).status
             except (DeadlineError, SandboxDeadError):
                 return None
 
-        return Parts(spec, ends, leaf, pid, pidfd, status, release)
+        return Parts(spec, ends, leaf, pid, pidfd, status, blank.remove)
     except BaseException:
         process.close_all(pidfd)
         ends.close()
-        release()
+        blank.remove()
         raise

@@ -6,17 +6,16 @@ import atexit
 import itertools
 import os
 import threading
-from collections import OrderedDict
 from pathlib import Path
 
-from olsock import rootfs
+from olsock.bases import Bases
+from olsock.blanks import Blanks
 from olsock.cgroups import Tree
 from olsock.errors import UnsupportedError
 from olsock.leftovers import Instance
-from olsock.rootfs import Recipe
 from olsock.spawner import Spawner
 
-MAX_BASES = 64  # base trees kept; sandboxes have copies, so that the least recently used can go at any time
+BLANKS = 1  # sandboxes that are kept half made; OLSOCK_BLANKS overrides it
 
 
 class Host:
@@ -26,9 +25,7 @@ class Host:
         if os.geteuid() != 0:
             raise UnsupportedError("olsock needs root to make sandboxes (user namespaces with id ranges, cgroups, mounts)")
         self.pid = os.getpid()
-        self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._bases: OrderedDict[Recipe, str] = OrderedDict()
         self.instance = Instance.create()
         try:
             self.tree = Tree.create(self.instance.name)
@@ -36,6 +33,8 @@ class Host:
             root = Path(self.instance.directory, "root")
             root.mkdir(mode=0o700)
             self.spawner = Spawner(os.fspath(root))
+            self.bases = Bases(self.spawner)
+            self.blanks = Blanks(self.tree, self.spawner, self.bases, int(os.environ.get("OLSOCK_BLANKS", BLANKS)))
         except BaseException:
             if hasattr(self, "tree"):
                 self.tree.close()
@@ -46,22 +45,9 @@ class Host:
         """A number that this host has not given before; names of cgroups are made of it."""
         return next(self._numbers)
 
-    def base(self, recipe: Recipe) -> str:
-        """Return where the spawner keeps the tree of `recipe`, building it on first use."""
-        with self._lock:
-            place = self._bases.get(recipe)
-            if place is None:
-                place = f"/b/{self.number()}"
-                rootfs.build_base(self.spawner, recipe, place)
-                self._bases[recipe] = place
-                if len(self._bases) > MAX_BASES:
-                    self.spawner.detach(self._bases.popitem(last=False)[1])
-            else:
-                self._bases.move_to_end(recipe)
-            return place
-
     def close(self) -> None:
         """End every sandbox of this process and remove what was made for them."""
+        self.blanks.close()
         self.tree.close()
         self.spawner.close()
         self.instance.close()

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from olsock._core import mounts, process
 from olsock.box import Box
 from olsock.cgroups import Domain, Leaf
-from olsock.errors import OlsockError
 from olsock.identity import Block
-from olsock.spec import FunctionSpec, Limits
+from olsock.spec import MIB, FunctionSpec, Limits
+from olsock.stock import Stock
 
 SHM_SIZE = 16 * 1024 * 1024
 FIRST_ID = 1000
@@ -25,7 +23,7 @@ LAST_ID = 65000
 
 @dataclass(slots=True)
 class Kit:
-    """One handler's own resources. `release` removes all of them; `discard` is for a kit that nobody was born into."""
+    """One handler's own resources. `release` removes all of them."""
 
     owner: Kits
     leaf: Leaf
@@ -47,7 +45,6 @@ class Kit:
         self.leaf.remove()
         self.owner.free(self.uid)
 
-    discard = release
 
 
 class Kits:
@@ -55,36 +52,31 @@ class Kits:
 
     def __init__(self, domain: Domain, box: Box, block: Block, *, spare: int, network: bool) -> None:
         self._domain, self._box, self._block = domain, box, block
-        self._spare, self._network = spare, network
+        self._network = network
         self._lock = threading.Lock()
-        self._ready: deque[Kit] = deque()
         self._next_id = FIRST_ID
         self._used: set[int] = set()
         self._number = 0
-        self._limits: Limits | None = None
-        self._tmpfs_size: int | None = None
-        self._closed = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="olsock-kits") if spare else None
+        self._like: tuple[Limits, int] = (Limits(memory=512 * MIB, swap=0, pids=64), 64 * MIB)  # what was asked for last
+        self._stock: Stock[Kit] = Stock(lambda: self._make(*self._like), Kit.release, spare, "olsock-kits")
+        self._stock.refill()
 
     def take(self, spec: FunctionSpec) -> Kit:
         """Return a kit with the limits of `spec`, from the stock if there is one that fits."""
-        with self._lock:
-            self._limits, self._tmpfs_size = spec.limits, spec.tmpfs_size
-            kit = self._ready.popleft() if self._ready else None
+        self._like = (spec.limits, spec.tmpfs_size)
+        kit = self._stock.take()
+        if kit is None:
+            return self._make(*self._like)
         try:
-            if kit is None:
-                kit = self._make(spec.limits, spec.tmpfs_size)
-            elif kit.tmpfs_size != spec.tmpfs_size:
+            if kit.tmpfs_size != spec.tmpfs_size:
                 os.close(kit.tmp)
                 kit.tmp = -1
                 kit.tmp = self._tmpfs(spec.tmpfs_size, kit.uid)
                 kit.tmpfs_size = spec.tmpfs_size
             kit.leaf.set(spec.limits)
         except BaseException:
-            if kit is not None:
-                kit.discard()
+            kit.release()
             raise
-        self._refill()
         return kit
 
     def free(self, uid: int) -> None:
@@ -94,29 +86,7 @@ class Kits:
 
     def close(self) -> None:
         """Remove the stock."""
-        self._closed = True
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        while self._ready:
-            self._ready.popleft().discard()
-
-    def _refill(self) -> None:
-        if self._pool is not None and not self._closed and len(self._ready) < self._spare:
-            try:
-                self._pool.submit(self._stock)
-            except RuntimeError:  # shut down meanwhile
-                pass
-
-    def _stock(self) -> None:
-        limits, size = self._limits, self._tmpfs_size
-        if self._closed or limits is None or size is None or len(self._ready) >= self._spare:
-            return
-        try:
-            kit = self._make(limits, size)
-        except (OlsockError, OSError):
-            return  # the next fork makes its own, and reports what fails
-        with self._lock:
-            self._ready.append(kit)
+        self._stock.close()
 
     def _tmpfs(self, size: int, uid: int) -> int:
         host_id = self._block.base + uid
@@ -145,6 +115,6 @@ class Kits:
             if self._network:
                 kit.netns = self._box.new_network()
         except BaseException:
-            kit.discard()
+            kit.release()
             raise
         return kit

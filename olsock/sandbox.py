@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from olsock import host as hosts
-from olsock import identity, network, rootfs
+from olsock import network, rootfs
 from olsock._core import mounts, process, seccomp
 from olsock.box import Box, Command, Mounts, Setup, limits
 from olsock.cgroups import Stats
@@ -40,35 +40,28 @@ class Sandbox:
         self._make(hosts.current())
 
     def _make(self, host: hosts.Host) -> None:
-        spec = self.spec
+        spec, network_own = self.spec, self.spec.network != "host"
         self._lock = threading.Lock()
         self._closed = False
-        self._box: Box | None = None
         self._lease: network.Lease | None = None
-        self.name = f"s-{host.number()}"
         program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
-        self._block = identity.claim()
+        recipe = self._recipe()
+        base = None if spec.writable else host.bases.place(recipe)
+        self._blank = host.blanks.take(spec.limits, base, network=network_own)
+        self.name = self._blank.leaf.name
         try:
-            self._leaf = host.tree.leaf(self.name)
-            try:
-                self._leaf.set(spec.limits)
-                self._start(host, program)
-            except BaseException:
-                self._leave_box()
-                self._leaf.remove()
-                raise
+            self._setup(host, recipe, base, program)
+            if spec.network == "bridge":
+                self._lease = network.connect(self._blank.box.pid, self.name)
         except BaseException:
-            self._block.release()
+            self._blank.remove()
             raise
 
-    def _start(self, host: hosts.Host, program: bytes) -> None:
-        spec, own_network = self.spec, self.spec.network != "host"
-        over = Mounts()
+    def _setup(self, host: hosts.Host, recipe: Recipe, base: str | None, program: bytes) -> None:
+        spec, over = self.spec, Mounts()
         opened: list[int] = []
         try:
-            root = self._root(host, over, opened)  # before the clone: it copies what the spawner has by then
-            self._box = box = Box(host, [(0, self._block.base, self._block.size)], self._leaf, network=own_network)
-            self._leaf.attach(box.pid)
+            root = base if base is not None else self._writable_root(host, recipe, over, opened)
             over.proc(rootfs.MASKED)
             over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
             over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)
@@ -76,37 +69,36 @@ class Sandbox:
                 attributes = mounts.NOSUID | mounts.NODEV | (0 if bind.writable else mounts.RDONLY)
                 opened.append(mounts.bind(bind.source, attributes))
                 over.tree(bind.target, opened[-1])
-            box.setup(
+            self._blank.box.setup(
                 Setup(
                     root=root,
                     mounts=over,
                     hostname=spec.hostname,
                     rlimits=limits(spec.nofile, spec.fsize),
                     filter=program,
-                    network=own_network,
+                    network=spec.network != "host",
                     time=spec.time_ns,
                 )
             )
         finally:
             process.close_all(*opened)
-        if spec.network == "bridge":
-            self._lease = network.connect(box.pid, self.name)
 
-    def _root(self, host: hosts.Host, over: Mounts, opened: list[int]) -> str | int:
+    def _recipe(self) -> Recipe:
         spec = self.spec
-        uid, gid = spec.uid, spec.gid
-        recipe = Recipe(
+        return Recipe(
             directory=None if spec.rootfs == "host" else spec.rootfs,
             prefixes=(rootfs.interpreter_prefix(rootfs.host_python()),),
             points=tuple((bind.target, os.path.isdir(bind.source)) for bind in spec.binds),
             network=spec.network != "none",
-            users=(("sandbox", uid, gid),) if uid not in (0, 65534) else (),
+            users=(("sandbox", spec.uid, spec.gid),) if spec.uid not in (0, 65534) else (),
             hostname=spec.hostname,
         )
-        if not spec.writable:
-            return host.base(recipe)
+
+    def _writable_root(self, host: hosts.Host, recipe: Recipe, over: Mounts, opened: list[int]) -> int:
+        spec = self.spec
         keep = spec.writable if isinstance(spec.writable, str) else None
-        made = rootfs.build_writable(host.spawner, recipe, self._block.base + uid, spec.tmpfs_size, keep)
+        owner = self._blank.block.base + spec.uid
+        made = rootfs.build_writable(host.spawner, recipe, owner, spec.tmpfs_size, keep)
         opened += [made.root, *(fd for _, fd in made.trees)]
         for target, fd in made.trees:
             over.tree(target, fd)
@@ -149,11 +141,11 @@ class Sandbox:
         if isinstance(argv, str | bytes) or not argv:
             raise SpecError("argv", argv, "a non-empty list of strings")
         box = self._living()
-        uid, gid = self.spec.uid, self.spec.gid
-        command = Command(argv, self._environment(env), cwd or self.spec.cwd, uid, gid)
+        spec = self.spec
+        command = Command(argv, self._environment(env), cwd or spec.cwd, spec.uid, spec.gid)
         pipes = Pipes(stdin, stdout, stderr)
         try:
-            ooms = self._leaf.oom_kills()
+            ooms = self._blank.leaf.oom_kills()
             token, pid = box.spawn(command, pipes.theirs)
         except BaseException:
             pipes.close()
@@ -170,9 +162,9 @@ class Sandbox:
         return {**base, **self.spec.env, **(env or {})}
 
     def _living(self) -> Box:
-        if self._closed or self._box is None:
+        if self._closed:
             raise SandboxDeadError(f"sandbox {self.name} is closed")
-        return self._box
+        return self._blank.box
 
     @property
     def pid(self) -> int:
@@ -182,22 +174,22 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         """Whether the sandbox can still run programs."""
-        return not self._closed and self._box is not None and self._box.alive
+        return not self._closed and self._blank.box.alive
 
     def pause(self) -> None:
         """Freeze every process of the sandbox; returns once all of them have stopped."""
         self._living()
-        self._leaf.freeze()
+        self._blank.leaf.freeze()
 
     def resume(self) -> None:
         """Let a paused sandbox go on."""
         self._living()
-        self._leaf.thaw()
+        self._blank.leaf.thaw()
 
     def stats(self) -> Stats:
         """What the sandbox uses and has used."""
         self._living()
-        return self._leaf.stats()
+        return self._blank.leaf.stats()
 
     def close(self) -> None:
         """Kill what runs and remove every trace. Idempotent; a frozen sandbox can be closed."""
@@ -205,16 +197,9 @@ class Sandbox:
             if self._closed:
                 return
             self._closed = True
-        self._leaf.kill()
-        self._leave_box()
-        self._leaf.remove(REMOVAL_TIMEOUT)
-        self._block.release()
-
-    def _leave_box(self) -> None:
         if self._lease is not None:
             self._lease.close()
-        if self._box is not None:
-            self._box.close()
+        self._blank.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -310,7 +295,7 @@ class Process:
             user_seconds=exited.user_usec / 1e6,
             system_seconds=exited.system_usec / 1e6,
             peak_memory=exited.peak_kib * 1024,
-            oom_killed=self._sandbox._leaf.oom_kills() > self._ooms,
+            oom_killed=self._sandbox._blank.leaf.oom_kills() > self._ooms,
             timed_out=timed_out,
         )
 

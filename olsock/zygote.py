@@ -93,8 +93,8 @@ class Zygote:
         init_leaf = self._domain.leaf("init")
         self._leaf = self._domain.leaf("zygote")
         self._leaf.set(self.spec.limits)
-        base = host.base(self._interpreter.recipe(self.spec.network != "none"))  # before the clone, which copies it
-        self._box = box = Box(host, [(0, self._block.base, self._block.size)], init_leaf, network=own_network)
+        base = host.bases.place(self._interpreter.recipe(self.spec.network != "none"))  # before the clone, which copies it
+        self._box = box = Box(host.spawner, [(0, self._block.base, self._block.size)], init_leaf, network=own_network)
         init_leaf.attach(box.pid)
         over = Mounts()
         over.proc(())  # unmasked: the kernel refuses handlers a proc of their own below a masked one
@@ -210,7 +210,7 @@ class Zygote:
         try:
             return self._fork(box, spec, kit)
         except BaseException:
-            kit.discard()
+            kit.release()
             raise
 
     def _fork(self, box: Box, spec: FunctionSpec, kit: Kit) -> Function:

@@ -1,0 +1,76 @@
+"""A small stock of things that take longer to make than to use, refilled by a thread of its own after each use."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from olsock.errors import OlsockError
+
+T = TypeVar("T")
+
+
+class Stock(Generic[T]):
+    """Keeps `size` things ready. What cannot be made in advance is simply not there: who takes must be able to make."""
+
+    def __init__(self, make: Callable[[], T], discard: Callable[[T], None], size: int, name: str) -> None:
+        self._make, self._discard, self.size, self._name = make, discard, size, name
+        self._lock = threading.Lock()
+        self._ready: deque[T] = deque()
+        self._pending = 0
+        self._closed = False
+        self._pool: ThreadPoolExecutor | None = None
+
+    def take(self) -> T | None:
+        """Return a thing from the stock, or None; what is missing then is made in the background."""
+        with self._lock:
+            thing = self._ready.popleft() if self._ready else None
+        self.refill()
+        return thing
+
+    def refill(self) -> None:
+        """Begin to make what is missing. Does not wait."""
+        with self._lock:
+            missing = 0 if self._closed else self.size - len(self._ready) - self._pending
+            if missing <= 0:
+                return
+            self._pending += missing
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+            for _ in range(missing):
+                self._pool.submit(self._add)
+
+    def _add(self) -> None:
+        thing: T | None = None
+        try:
+            if not self._closed:
+                thing = self._make()
+        except (OlsockError, OSError):
+            pass  # who takes next makes its own, and reports what fails
+        with self._lock:
+            self._pending -= 1
+            if thing is not None and not self._closed:
+                self._ready.append(thing)
+                return
+        if thing is not None:
+            self._discard(thing)
+
+    def clear(self) -> None:
+        """Discard what is ready, for instance because it no longer fits."""
+        while True:
+            with self._lock:
+                if not self._ready:
+                    return
+                thing = self._ready.popleft()
+            self._discard(thing)
+
+    def close(self) -> None:
+        """Discard everything and make no more. Idempotent."""
+        with self._lock:
+            self._closed = True
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        self.clear()
