@@ -5,9 +5,9 @@ A profile says what happens `otherwise`, to calls `newer` than its list and to `
     {"action": "allow", "names": ["socket"], "when": [{"arg": 0, "mask": "0xffffffff", "in": {"AF_UNIX": 1}}]}
     {"action": "allow", "names": ["ioctl"], "unless": [{"arg": 1, "in": {"TIOCSTI": "0x5412"}, "action": "EPERM"}]}
 
-An action is `allow`, `kill`, or the name of an errno. All conditions of `when` must hold, or the call falls to `otherwise`;
-`in` lists values of `argument & mask`, its keys are documentation. `extends` starts from another profile, whose rules for
-every name that this one mentions are replaced as a whole.
+An action is `allow`, `kill`, or the name of an errno. All conditions of `when` must hold, or the call falls to
+`otherwise`; `in` lists values of `argument & mask`, its keys are documentation. `extends` starts from another profile,
+whose rules for every name that this one mentions are replaced as a whole.
 """
 
 from __future__ import annotations

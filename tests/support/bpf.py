@@ -60,7 +60,7 @@ def run(code: list[tuple[int, int, int, int]], arch: int, nr: int, args: tuple[i
 
 
 def stacked(results: list[int]) -> int:
-    """What the kernel makes of several filters' answers, the youngest filter's first: the gravest, the younger on a tie."""
+    """What the kernel makes of several filters' answers, the youngest first: the gravest, the younger on a tie."""
     order = [KILL, 0x00000000, 0x00030000, ERRNO, 0x7FC00000, 0x7FF00000, 0x7FFC0000, ALLOW]
     return min(results, key=lambda value: order.index(value & 0xFFFF0000))
 

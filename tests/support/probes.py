@@ -26,7 +26,7 @@ def _folder() -> Path:
 
 @functools.cache
 def build(name: str, *flags: str) -> Path:
-    """Compile `name`.c, static so that it runs in any root, and return the executable; skip where there is no compiler."""
+    """Compile `name`.c, static so that it runs in any root, and return the executable; skip without a compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")

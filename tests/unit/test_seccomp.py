@@ -134,13 +134,26 @@ def test_zygote_and_drop_together_equal_default() -> None:
 
 
 def test_drop_names_exactly_what_the_zygote_adds() -> None:
-    named = {name: {call for rule in content(name)["rules"] for call in rule["names"]} for name in ("zygote", "handler-drop")}
+    named = {
+        name: {call for rule in content(name)["rules"] for call in rule["names"]} for name in ("zygote", "handler-drop")
+    }
     assert named["zygote"] == named["handler-drop"]
 
 
 @pytest.mark.parametrize(
     "call",
-    ["mount_setattr", "open_tree_attr", "fspick", "fsopen", "fsconfig", "fsmount", "pivot_root", "chroot", "ptrace", "bpf"],
+    [
+        "mount_setattr",
+        "open_tree_attr",
+        "fspick",
+        "fsopen",
+        "fsconfig",
+        "fsmount",
+        "pivot_root",
+        "chroot",
+        "ptrace",
+        "bpf",
+    ],
 )
 def test_zygote_is_not_given_more_than_forking_needs(call: str) -> None:
     number = seccomp.number(call)
@@ -189,7 +202,12 @@ def test_numbers_agree_with_the_kernel_headers() -> None:
 def test_names_of_another_architecture_are_left_out() -> None:
     foreign = "cacheflush" if platform.machine() == "x86_64" else "open"
     assert seccomp.number(foreign) is None
-    with_it = {"otherwise": "EPERM", "newer": "ENOSYS", "foreign": "kill", "rules": [{"action": "allow", "names": [foreign]}]}
+    with_it = {
+        "otherwise": "EPERM",
+        "newer": "ENOSYS",
+        "foreign": "kill",
+        "rules": [{"action": "allow", "names": [foreign]}],
+    }
     assert bpf.run(bpf.instructions(seccomp.compile(with_it)), NATIVE, 1) == bpf.ERRNO | errno.EPERM
 
 
@@ -201,7 +219,14 @@ def test_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_extends_replaces_rules_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"extends": "default", "rules": [{"action": "allow", "names": ["ptrace"]}, {"action": "EACCES", "names": ["socket"]}]}))
+    path.write_text(
+        json.dumps(
+            {
+                "extends": "default",
+                "rules": [{"action": "allow", "names": ["ptrace"]}, {"action": "EACCES", "names": ["socket"]}],
+            }
+        )
+    )
     code = bpf.instructions(seccomp.compile(path))
     ptrace, socket, read = (seccomp.number(n) for n in ("ptrace", "socket", "read"))
     assert ptrace is not None and socket is not None and read is not None
@@ -242,7 +267,10 @@ def rule(**more: Any) -> dict[str, Any]:
         (rule(when=[{"arg": 0, "in": {"x": 1}}, {"arg": 0, "in": {"x": 1}}]), "seccomp.rules[0].when"),
         (rule(action="EPERM", unless=[{"arg": 0, "in": {"x": 1}, "action": "EPERM"}]), "seccomp.rules[0].unless"),
         (rule(unless=[{"arg": 0, "in": {"x": 1}}]), "seccomp.rules[0].unless.action"),
-        ({**BASE, "rules": [{"action": "allow", "names": ["read"]}, {"action": "ENOSYS", "names": ["read"]}]}, "seccomp.rules"),
+        (
+            {**BASE, "rules": [{"action": "allow", "names": ["read"]}, {"action": "ENOSYS", "names": ["read"]}]},
+            "seccomp.rules",
+        ),
     ],
 )
 def test_nonsense_is_refused_by_field(profile: Any, field: str) -> None:
@@ -269,7 +297,9 @@ def calls(lines: list[str], filters: tuple[str, ...], tmp_path: Path) -> subproc
         path.write_bytes(seccomp.compile(name))
         paths.append(str(path))
     probe = probes.build("calls")
-    return subprocess.run([probe, *paths], input="\n".join(lines), capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [probe, *paths], input="\n".join(lines), capture_output=True, text=True, timeout=30, check=False
+    )
 
 
 def results(lines: list[str], filters: tuple[str, ...], tmp_path: Path) -> list[int]:
