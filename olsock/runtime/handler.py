@@ -329,7 +329,7 @@ class Orphans:
     def _children() -> list[int]:
         """Pids of our children; where /proc cannot say, every zombie is reaped here instead."""
         try:
-            with open("/proc/thread-self/children", "rb") as file:  # noqa: PTH123 - no pathlib here
+            with open("/proc/thread-self/children", "rb") as file:
                 return [int(pid) for pid in file.read().split()]
         except OSError:
             pass

@@ -1,0 +1,430 @@
+"""The library's end of a channel, against a peer that is played here and plays foul."""
+
+from __future__ import annotations
+
+import array
+import errno
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from olsock.channel import MAX_REPLY, Channel
+from olsock.errors import (
+    DeadlineError,
+    InvocationError,
+    KernelError,
+    OlsockError,
+    ProtocolError,
+    SandboxDeadError,
+)
+from olsock.runtime import wire
+
+pytestmark = pytest.mark.unit
+
+READY = wire.message(wire.READY, 0, b'{"init_ms": 1.5}')
+META = b'{"status":200,"content_type":"application/json"}'
+REQUEST = 0x0123456789ABCDEF
+SOON = 5.0  # a bound for what should come at once
+
+
+@pytest.fixture(autouse=True)
+def known_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the draw out of request ids, so that answers can be written before they are asked for."""
+    drawn = REQUEST.to_bytes(8, "little")
+    monkeypatch.setattr("olsock.channel.os.urandom", lambda size: drawn[:size])
+
+
+class Pair:
+    def __init__(self, **options: int) -> None:
+        ours, self.peer = socket.socketpair()
+        self.sock = ours
+        self.channel = Channel(ours, **options)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.sock.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+def reply(body: bytes = b"1", request: int = REQUEST, meta: bytes = META, flags: int = 0) -> bytes:
+    return wire.message(wire.REPLY, request, meta, body, flags)
+
+
+def error(kind: str, request: int, **fields: object) -> bytes:
+    meta = {"kind": kind, "name": "ValueError", "message": "no", "traceback": "Traceback", **fields}
+    return wire.message(wire.ERROR, request, json.dumps(meta).encode())
+
+
+def test_ready_then_replies(pair: Pair) -> None:
+    pair.peer.sendall(READY)
+    assert pair.channel.wait_ready(SOON) == {"init_ms": 1.5}
+    assert pair.channel.wait_ready(0) == {"init_ms": 1.5}
+    for body in (b"1", b"", b'"two"'):
+        answers = threading.Thread(target=lambda body=body: pair.peer.recv(65536) and pair.peer.sendall(reply(body)))
+        answers.start()
+        meta, got = pair.channel.invoke(b"{}", {}, SOON)
+        answers.join()
+        assert (meta, got) == ({"status": 200, "content_type": "application/json"}, body)
+
+
+def test_request_may_be_sent_before_ready(pair: Pair) -> None:
+    pair.channel.configure({"code": "/var/task"})
+    pair.peer.sendall(READY + reply())
+    assert pair.channel.invoke(b"[1]", {"method": "GET"}, SOON)[1] == b"1"
+    frames = wire.Parser(wire.FROM_HOST, 1 << 20).feed(pair.peer.recv(65536))
+    assert [(kind, flags, request) for kind, flags, request, _ in frames] == [
+        (wire.CONFIG, 0, 0),
+        (wire.REQUEST, 0, REQUEST),
+    ]
+    assert wire.split(frames[1][3]) == (b'{"method": "GET"}', b"[1]")
+
+
+def test_long_bodies_are_split_and_joined(pair: Pair) -> None:
+    body = os.urandom(1024) * (3 * 1024 + 1)
+
+    def echo() -> None:
+        parser, parts = wire.Parser(wire.FROM_HOST, 1 << 30), []
+        while not parts or parts[-1][1]:
+            parts += parser.feed(pair.peer.recv(1 << 20))
+        got = b"".join(part[3] for part in parts)
+        _, text = wire.split(got)
+        first, rest = text[:1000], text[1000:]
+        pair.peer.sendall(READY + reply(first, flags=wire.MORE))
+        view = [rest[i : i + wire.MAX_PAYLOAD] for i in range(0, len(rest), wire.MAX_PAYLOAD)]
+        for i, part in enumerate(view):
+            pair.peer.sendall(wire.frame(wire.BODY, REQUEST, part, wire.MORE if i + 1 < len(view) else 0))
+
+    peer = threading.Thread(target=echo)
+    peer.start()
+    assert pair.channel.invoke(body, {}, 30.0)[1] == body
+    peer.join()
+
+
+@pytest.mark.parametrize("kind", ["handler", "malformed", "serialize"])
+def test_errors_of_one_invocation_leave_the_channel_usable(pair: Pair, kind: str) -> None:
+    pair.peer.sendall(READY + error(kind, REQUEST))
+    with pytest.raises(InvocationError, match="no") as caught:
+        pair.channel.invoke(b"", {}, SOON)
+    assert (caught.value.kind, caught.value.name, caught.value.traceback) == (kind, "ValueError", "Traceback")
+    answers = threading.Thread(target=lambda: pair.peer.recv(65536) and pair.peer.sendall(reply()))
+    pair.peer.recv(65536)
+    answers.start()
+    assert pair.channel.invoke(b"", {}, SOON)[1] == b"1"
+    answers.join()
+
+
+def test_failed_import_condemns(pair: Pair) -> None:
+    pair.peer.sendall(error("init", 0))
+    with pytest.raises(InvocationError) as caught:
+        pair.channel.wait_ready(SOON)
+    assert caught.value.kind == "init"
+    with pytest.raises(SandboxDeadError, match="imported"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_failed_import_is_told_to_who_sends_to_the_dead(pair: Pair) -> None:
+    pair.peer.sendall(error("init", 0))
+    pair.peer.close()
+    with pytest.raises(InvocationError):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_fault_is_a_kernel_error(pair: Pair) -> None:
+    pair.peer.sendall(wire.frame(wire.FAULT, 0, struct.pack("<i32s220s", errno.EPERM, b"pivot_root", b"/mnt")))
+    with pytest.raises(KernelError) as caught:
+        pair.channel.wait_ready(SOON)
+    assert (caught.value.errno, caught.value.step, caught.value.path) == (errno.EPERM, "pivot_root", "/mnt")
+
+
+FOUL_FIRST = {
+    "reply before ready": reply(),
+    "error of a handler": error("handler", 0),
+    "init error with an id": error("init", 1),
+    "ready with an id": wire.message(wire.READY, 1, b'{"init_ms":1}'),
+    "ready with a body": wire.message(wire.READY, 0, b'{"init_ms":1}', b"x"),
+    "ready that has more": wire.message(wire.READY, 0, b'{"init_ms":1}', b"x", wire.MORE),
+    "ready without metadata": wire.frame(wire.READY, 0),
+    "metadata that lies about its length": wire.frame(wire.READY, 0, wire.META.pack(2**32 - 1) + b"{}"),
+    "metadata is no object": wire.message(wire.READY, 0, b"[]"),
+    "metadata is no JSON": wire.message(wire.READY, 0, b"{"),
+    "number is a string": wire.message(wire.READY, 0, b'{"init_ms":"1"}'),
+    "NaN": wire.message(wire.READY, 0, b'{"init_ms":NaN}'),
+    "short fault": wire.frame(wire.FAULT, 0, bytes(255)),
+    "long fault": wire.frame(wire.FAULT, 0, bytes(257)),
+    "fault with an id": wire.frame(wire.FAULT, 1, bytes(256)),
+    "unknown kind": wire.HEADER.pack(99, 0, 0, 0, 0),
+    "a kind of ours": wire.message(wire.REQUEST, 0, b"{}"),
+    "oversize": wire.HEADER.pack(wire.READY, 0, 0, wire.MAX_PAYLOAD + 1, 0),
+    "text": b"HTTP/1.1 200 OK\r\n\r\n",
+}
+FOUL_ANSWER = {
+    "ready again": READY,
+    "another id": reply(request=REQUEST ^ 1),
+    "id 0": reply(request=0),
+    "error for another id": error("handler", REQUEST ^ 1),
+    "init error late": error("init", REQUEST),
+    "unknown error kind": error("oom", REQUEST),
+    "error with a body": wire.message(wire.ERROR, REQUEST, b'{"kind":"handler","name":"","message":""}', b"x"),
+    "error in parts": error("handler", REQUEST)[:1] + b"\1" + error("handler", REQUEST)[2:],
+    "error without a name": wire.message(wire.ERROR, REQUEST, b'{"kind":"handler"}'),
+    "fault late": wire.frame(wire.FAULT, REQUEST, bytes(256)),
+    "bytes after the reply": reply() + b"\5",
+    "two replies": reply() * 2,
+    "bytes after an error": error("handler", REQUEST) + b"\5",
+    "unannounced body": wire.frame(wire.BODY, REQUEST, b"x"),
+    "status is text": reply(meta=b'{"status":"200","content_type":""}'),
+    "status 99": reply(meta=b'{"status":99,"content_type":""}'),
+    "status 600": reply(meta=b'{"status":600,"content_type":""}'),
+    "header injection": reply(meta=b'{"status":200,"content_type":"a\\r\\nSet-Cookie: b"}'),
+    "content type is no UTF-8": reply(meta=b'{"status":200,"content_type":"\xff"}'),
+    "no status": reply(meta=b'{"content_type":""}'),
+    "nested metadata": reply(meta=b'{"status":200,"content_type":"","x":' + b"[" * 60_000),
+    "body of another request": reply(flags=wire.MORE) + wire.frame(wire.BODY, 1, b"x"),
+}
+
+
+@pytest.mark.parametrize("foul", FOUL_FIRST.values(), ids=FOUL_FIRST)
+def test_foul_first_frame(pair: Pair, foul: bytes) -> None:
+    pair.peer.sendall(foul)
+    with pytest.raises(ProtocolError):
+        pair.channel.wait_ready(SOON)
+    with pytest.raises(SandboxDeadError, match="condemned"):
+        pair.channel.wait_ready(SOON)
+
+
+@pytest.mark.parametrize("foul", FOUL_ANSWER.values(), ids=FOUL_ANSWER)
+def test_foul_answer(pair: Pair, foul: bytes) -> None:
+    pair.peer.sendall(READY + foul)
+    with pytest.raises(ProtocolError):
+        pair.channel.invoke(b"", {}, SOON)
+    with pytest.raises(SandboxDeadError, match="condemned"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_unasked_bytes_between_requests(pair: Pair) -> None:
+    pair.peer.sendall(READY)
+    pair.channel.wait_ready(SOON)
+    pair.peer.sendall(reply())
+    with pytest.raises(ProtocolError, match="asked"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_request_ids_are_drawn(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    seen = set()
+    pair.peer.sendall(READY)
+    pair.channel.wait_ready(SOON)
+    for _ in range(20):
+
+        def answer() -> None:
+            [(_, _, request, _)] = wire.Parser(wire.FROM_HOST, 1 << 20).feed(pair.peer.recv(65536))
+            seen.add(request)
+            pair.peer.sendall(reply(request=request))
+
+        peer = threading.Thread(target=answer)
+        peer.start()
+        pair.channel.invoke(b"", {}, SOON)
+        peer.join()
+    assert len(seen) == 20
+    assert 0 not in seen
+
+
+def test_reply_size_is_bounded() -> None:
+    for size, fits in ((1000, True), (1001, False)):
+        made = Pair(max_reply=1000)
+        made.peer.sendall(
+            READY + reply(bytes(500), flags=wire.MORE) + wire.frame(wire.BODY, REQUEST, bytes(size - 500))
+        )
+        if fits:
+            assert made.channel.invoke(b"", {}, SOON)[1] == bytes(1000)
+        else:
+            with pytest.raises(ProtocolError, match="longer than 1000"):
+                made.channel.invoke(b"", {}, SOON)
+        made.close()
+
+
+def test_endless_reply_ends_at_the_bound(pair: Pair) -> None:
+    sent = 0
+
+    def flood() -> None:
+        nonlocal sent
+        try:
+            pair.peer.sendall(READY + reply(flags=wire.MORE))
+            part = wire.frame(wire.BODY, REQUEST, bytes(wire.MAX_PAYLOAD), wire.MORE)
+            while True:
+                pair.peer.sendall(part)
+                sent += 1
+        except OSError:
+            pass
+
+    peer = threading.Thread(target=flood)
+    peer.start()
+    with pytest.raises(ProtocolError, match="longer than"):
+        pair.channel.invoke(b"", {}, 60.0)
+    pair.sock.close()
+    peer.join()
+    assert sent <= MAX_REPLY // wire.MAX_PAYLOAD + 2
+
+
+def test_end_of_the_peer(pair: Pair) -> None:
+    pair.peer.sendall(READY + reply()[:10])
+    pair.channel.wait_ready(SOON)
+    pair.peer.close()
+    with pytest.raises(OlsockError):  # ten bytes that nobody asked for, or the end: both condemn
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_end_in_the_middle_of_a_reply(pair: Pair) -> None:
+    pair.peer.sendall(READY + reply(bytes(100))[:50])
+    pair.peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(SandboxDeadError, match="closed"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_deadline_while_waiting(pair: Pair) -> None:
+    pair.peer.sendall(READY)
+    pair.channel.wait_ready(SOON)
+    with pytest.raises(DeadlineError):
+        pair.channel.invoke(b"", {}, 0.05)
+    pair.peer.sendall(reply())  # late: it must not become the answer to the next request
+    with pytest.raises(SandboxDeadError, match="condemned"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_deadline_while_sending(pair: Pair) -> None:
+    with pytest.raises(DeadlineError):
+        pair.channel.invoke(bytes(16 << 20), {}, 0.05)
+
+
+def test_deadline_holds_against_a_trickle(pair: Pair) -> None:
+    stop = threading.Event()
+
+    def trickle() -> None:
+        pair.peer.sendall(READY + wire.HEADER.pack(wire.REPLY, 0, 0, wire.MAX_PAYLOAD, REQUEST))
+        try:
+            while not stop.wait(0.001):
+                pair.peer.send(b"x")
+        except OSError:
+            pass
+
+    peer = threading.Thread(target=trickle)
+    peer.start()
+    began = time.monotonic()
+    with pytest.raises(DeadlineError):
+        pair.channel.invoke(b"", {}, 0.1)
+    assert time.monotonic() - began < SOON
+    stop.set()
+    peer.join()
+
+
+def test_aux_is_emptied_while_waiting(pair: Pair) -> None:
+    """A handler that prints more than a pipe holds, before it answers."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    printed = bytearray()
+
+    def drain() -> bool:
+        try:
+            data = os.read(read, 65536)
+        except BlockingIOError:
+            return True
+        printed.extend(data)
+        return bool(data)
+
+    channel = Channel(pair.sock, aux=(read, drain))
+
+    def talk() -> None:
+        left = memoryview(bytes(1 << 20))
+        while left:
+            left = left[os.write(write, left) :]
+        os.close(write)
+        pair.peer.sendall(READY + reply())
+
+    peer = threading.Thread(target=talk)
+    peer.start()
+    assert channel.invoke(b"", {}, 30.0)[1] == b"1"
+    peer.join()
+    assert len(printed) == 1 << 20
+    os.close(read)
+
+
+def test_turns_between_threads(pair: Pair) -> None:
+    pair.peer.sendall(READY)
+    pair.channel.wait_ready(SOON)
+    bodies: list[bytes] = []
+    callers = [threading.Thread(target=lambda: bodies.append(pair.channel.invoke(b"", {}, SOON)[1])) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for number in range(4):
+        assert pair.peer.recv(65536)
+        pair.peer.sendall(reply(b"%d" % number))
+    for caller in callers:
+        caller.join()
+    assert sorted(bodies) == [b"0", b"1", b"2", b"3"]
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_descriptors_are_never_taken(pair: Pair) -> None:
+    passed = array.array("i", [0] * 16)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)]
+    pair.peer.sendmsg([READY], rights)
+    pair.peer.sendmsg([reply()], rights)
+    before = open_fds()
+    assert pair.channel.invoke(b"", {}, SOON)[1] == b"1"
+    assert open_fds() == before
+    # The control: they were really on their way, a receiver with room for them gets them.
+    pair.peer.sendmsg([b"x"], rights)
+    _, fds, _, _ = socket.recv_fds(pair.sock, 1, 16)
+    assert open_fds() == before + 16
+    for fd in fds:
+        os.close(fd)
+
+
+frames = st.builds(
+    wire.frame,
+    st.sampled_from(sorted(wire.FROM_BOX)),
+    st.sampled_from([0, 1, REQUEST]),
+    st.one_of(
+        st.binary(max_size=64),
+        st.binary(max_size=8).map(lambda body: wire.META.pack(len(META)) + META + body),
+        st.sampled_from([READY[16:], error("handler", 0)[16:], error("init", 0)[16:], bytes(256)]),
+    ),
+    st.sampled_from([0, 0, 0, wire.MORE]),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.booleans(), st.lists(st.one_of(frames, st.binary(max_size=40)), max_size=5))
+def test_any_bytes_give_a_reply_or_an_error_of_ours(ready: bool, sent: list[bytes]) -> None:
+    made = Pair()
+    before = open_fds()
+    try:
+        made.peer.sendall((READY if ready else b"") + b"".join(sent))
+        made.peer.shutdown(socket.SHUT_WR)
+        try:
+            meta, body = made.channel.invoke(b"", {}, SOON)
+        except OlsockError as e:
+            assert not isinstance(e, DeadlineError)  # no state of its parser waits for what cannot come
+        else:
+            assert meta["status"] == 200
+            assert isinstance(body, bytes)
+        assert open_fds() == before
+    finally:
+        made.close()
