@@ -50,7 +50,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# Bound once: code that patches the json module changes its own calls only.
+# Bound once: code that patches `os` or `json` (gevent does) changes its own calls only.
+_read, _write, _waitid = os.read, os.write, os.waitid
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 _encode = json.JSONEncoder(allow_nan=False).encode
 
@@ -220,10 +221,10 @@ class Channel:
 
     def send(self, data: bytes | memoryview) -> None:
         try:
-            sent = os.write(self.fd, data)
+            sent = _write(self.fd, data)
             while sent < len(data):
                 data = memoryview(data)[sent:]
-                sent = os.write(self.fd, data)
+                sent = _write(self.fd, data)
         except (BrokenPipeError, ConnectionResetError):
             os._exit(0)
 
@@ -305,7 +306,7 @@ class Orphans:
 
     def reap(self) -> None:
         try:
-            if os.waitid(os.P_ALL, 0, self.PEEK) is None:
+            if _waitid(os.P_ALL, 0, self.PEEK) is None:
                 return
         except ChildProcessError:
             return
@@ -314,13 +315,13 @@ class Orphans:
         zombies = set()
         for pid in self._children():
             try:
-                if os.waitid(os.P_PID, pid, self.PEEK) is not None:
+                if _waitid(os.P_PID, pid, self.PEEK) is not None:
                     zombies.add(pid)
             except OSError:
                 continue
         for pid in zombies & self._seen:
             try:
-                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+                _waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
             except OSError:
                 pass
         self._seen = zombies - self._seen
@@ -355,7 +356,7 @@ class Server:
         self.context = False
 
     def run(self) -> NoReturn:
-        read, fd, feed = os.read, self.channel.fd, self.parser.feed
+        read, fd, feed = _read, self.channel.fd, self.parser.feed
         begun: list[bytes] = []  # payload of a request whose BODY frames are still to come
         while True:
             try:
