@@ -150,11 +150,11 @@ def configure(config: dict[str, Any]) -> Callable[..., Any]:
 def describe(error: BaseException, kind: str) -> bytes:
     """Return the metadata of an ERROR frame. Never raises, whatever the exception's own methods do."""
     try:
-        name = type(error).__name__[:256]
+        name = _plain(type(error).__name__[:256])
     except BaseException:
         name = "Exception"
     try:
-        message = str(error)[:MAX_MESSAGE]
+        message = _plain(str(error)[:MAX_MESSAGE])
     except BaseException:
         message = "<its text cannot be had>"
     try:
@@ -163,8 +163,6 @@ def describe(error: BaseException, kind: str) -> bytes:
     except BaseException:  # out of memory or of stack: the name is worth having without the trace
         trace = ""
     try:
-        # Half of a surrogate pair is no text to strict parsers, and the host has one.
-        name, message, trace = (text.encode("utf-8", "backslashreplace").decode() for text in (name, message, trace))
         fields = {"kind": kind, "name": name, "message": message, "traceback": trace}
         while True:
             meta = _encode(fields).encode()
@@ -173,7 +171,7 @@ def describe(error: BaseException, kind: str) -> bytes:
             fields["traceback"] = trace = trace[-(len(trace) // 2) :]  # escapes made it longer
             fields["message"] = fields["message"][:1024]
     except BaseException:
-        return b'{"kind":"handler","name":"MemoryError","message":"","traceback":""}'
+        return b'{"kind":"%s","name":"MemoryError","message":"","traceback":""}' % kind.encode()
 
 
 def _format(error: BaseException) -> str:
@@ -182,11 +180,16 @@ def _format(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and _is_plumbing(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
-    text = "".join(traceback.format_exception(type(error), error, frames))
+    text = _plain("".join(traceback.format_exception(type(error), error, frames)))
     if len(text) > MAX_TRACEBACK:
         half = MAX_TRACEBACK // 2 - 16
         text = f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
     return text
+
+
+def _plain(text: str) -> str:
+    """Escape halves of surrogate pairs: strict parsers take no such text, and the host has one."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _is_plumbing(filename: str) -> bool:
