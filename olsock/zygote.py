@@ -48,6 +48,7 @@ CAPABILITIES = CAP_SYS_ADMIN | CAP_SETGID | CAP_SETUID
 
 _NETWORK_GIVEN, _NETWORK_SHARED = 1, 2  # csrc/fork/isolate.c
 FORK_TIMEOUT = 10.0
+REMOVAL_TIMEOUT = 20.0
 LOG_LIMIT = 64 * 1024
 NOFILE = 1024
 TMPFS_SIZE = 64 * 1024 * 1024
@@ -234,6 +235,10 @@ class Zygote:
 
         def release() -> None:
             self._functions.discard(made)
+            kit.leaf.kill()
+            # The kernel tells of an empty cgroup at most every 10 ms (kernel/cgroup/cgroup.c, CGROUP_FILE_NOTIFY_MIN_INTV);
+            # the pidfd tells at once.
+            process.wait_readable(pidfd, REMOVAL_TIMEOUT)
             kit.release()
 
         parts.release = release
