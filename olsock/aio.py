@@ -1,0 +1,231 @@
+"""asyncio versions of everything that waits: `async with olsock.aio.Sandbox() as box: await box.run([...])`.
+
+Each waits in a thread of a pool of its own, since what it waits for (clones, mounts, removals) are system calls that know
+no readiness. Cancelling kills what was waited for: a cancelled `run` leaves no program behind, a cancelled `invoke` no
+handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any, Generic, ParamSpec, Self, TypeVar
+
+from olsock import function, sandbox, zygote
+from olsock.cgroups import Stats
+from olsock.function import Handles
+from olsock.pipes import DEVNULL, PIPE
+from olsock.results import Completed
+
+THREADS = 128  # waits at once; more wait for their turn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound="sandbox.Sandbox | sandbox.Process | zygote.Zygote | function.Function")
+
+_pool: ThreadPoolExecutor | None = None
+
+
+async def _wait(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `call` in a thread. When cancelled, still wait for it: whatever it makes has an owner then."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="olsock-aio")
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_pool, lambda: call(*args, **kwargs))
+
+
+async def _wait_or_end(end: Callable[[], Any], call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """As `_wait`; when cancelled, `end` what `call` waits for and see it through."""
+    waiting = asyncio.ensure_future(_wait(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        await asyncio.shield(_wait(end))
+        await asyncio.gather(waiting, return_exceptions=True)
+        raise
+
+
+class _Owned(Generic[T]):
+    """What `async with` and `close` have in common. The thing itself is `sync`."""
+
+    sync: T
+
+    async def close(self) -> None:
+        """End it and remove every trace. Idempotent."""
+        await asyncio.shield(_wait(self.sync.close))
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class _Made(_Owned[T]):
+    """Made on entering the context, or by awaiting it."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+
+    async def start(self) -> Self:
+        """Make it."""
+        making = asyncio.ensure_future(_wait(self._make))
+        try:
+            self.sync = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            (made,) = await asyncio.gather(making, return_exceptions=True)
+            if not isinstance(made, BaseException):
+                await asyncio.shield(_wait(made.close))
+            raise
+        return self
+
+    def __await__(self) -> Any:
+        return self.start().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+
+class Process(_Owned[sandbox.Process]):
+    """A running program; see `olsock.Process`."""
+
+    def __init__(self, sync: sandbox.Process) -> None:
+        self.sync = sync
+
+    @property
+    def pid(self) -> int:
+        """Its pid inside the sandbox."""
+        return self.sync.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative for a signal; None until it was waited for."""
+        return self.sync.returncode
+
+    @property
+    def stdin(self) -> IO[bytes] | None:
+        """The pipe to its stdin, if one was asked for."""
+        return self.sync.stdin
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """The pipe from its stdout, if one was asked for."""
+        return self.sync.stdout
+
+    @property
+    def stderr(self) -> IO[bytes] | None:
+        """The pipe from its stderr, if one was asked for."""
+        return self.sync.stderr
+
+    async def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; cancelling kills it."""
+        return await _wait_or_end(self.sync.kill, self.sync.wait, timeout)
+
+    async def complete(self, input: bytes = b"", timeout: float | None = None) -> Completed:
+        """Feed `input`, read all output, wait; cancelling kills it."""
+        return await _wait_or_end(self.sync.kill, self.sync.complete, input, timeout)
+
+    def send_signal(self, number: int) -> None:
+        """Signal the program and what it started in its process group."""
+        self.sync.send_signal(number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.sync.kill()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+
+class Sandbox(_Made[sandbox.Sandbox]):
+    """See `olsock.Sandbox`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(lambda: sandbox.Sandbox(**options))
+
+    async def run(
+        self,
+        argv: Sequence[str | bytes],
+        *,
+        input: bytes | None = None,
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        check: bool = False,
+    ) -> Completed:
+        """Run a program to its end; cancelling kills it."""
+        child = await self.popen(argv, stdin=DEVNULL if input is None else PIPE, env=env, cwd=cwd)
+        async with child:
+            done = await child.complete(input or b"", timeout)
+        if check:
+            done.check_returncode()
+        return done
+
+    async def popen(self, argv: Sequence[str | bytes], **options: Any) -> Process:
+        """Start a program and return it running."""
+        return Process(await _wait(self.sync.popen, argv, **options))
+
+    async def pause(self) -> None:
+        """Freeze every process of the sandbox."""
+        await _wait(self.sync.pause)
+
+    async def resume(self) -> None:
+        """Let a paused sandbox go on."""
+        await _wait(self.sync.resume)
+
+    async def stats(self) -> Stats:
+        """What the sandbox uses and has used."""
+        return await _wait(self.sync.stats)
+
+
+class Function(_Made[function.Function]):
+    """See `olsock.Function`."""
+
+    def __init__(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> None:
+        super().__init__(lambda: function.Function(code, handler, **options))
+
+    async def wait_ready(self, timeout: float | None = None) -> float:
+        """Wait until the handler's module is imported."""
+        return await _wait_or_end(self.sync.close, self.sync.wait_ready, timeout)
+
+    async def invoke(self, event: Any = None, timeout: float | None = None) -> Any:
+        """Call the handler; cancelling ends it, as nobody would read its answer."""
+        return await _wait_or_end(self.sync.close, self.sync.invoke, event, timeout)
+
+    async def pause(self) -> None:
+        """Freeze the handler."""
+        await _wait(self.sync.pause)
+
+    async def resume(self) -> None:
+        """Let a paused handler go on."""
+        await _wait(self.sync.resume)
+
+    async def stats(self) -> Stats:
+        """What the sandbox uses and has used."""
+        return await _wait(self.sync.stats)
+
+    def handles(self) -> Handles:
+        """Fresh descriptors for handing the function to another process."""
+        return self.sync.handles()
+
+
+class Zygote(_Made[zygote.Zygote]):
+    """See `olsock.Zygote`."""
+
+    def __init__(self, imports: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(lambda: zygote.Zygote(imports, **options))
+
+    def fork(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> _Forked:
+        """Fork a handler: to be awaited, or entered with `async with`."""
+        return _Forked(lambda: self.sync.fork(code, handler, **options))
+
+    async def stats(self) -> Stats:
+        """What the zygote itself uses."""
+        return await _wait(self.sync.stats)
+
+
+class _Forked(Function):
+    """A function that a zygote makes."""
+
+    def __init__(self, make: Callable[[], function.Function]) -> None:
+        _Made.__init__(self, make)
