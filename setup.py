@@ -1,6 +1,6 @@
 """Everything compiled: the cffi core, the fork extension of the zygotes, the spawner. Metadata is in pyproject.toml.
 
-OLSOCK_SANITIZE=address,undefined builds with sanitizers instead of hardening (scripts/sanitize); CC chooses the compiler.
+OLSOCK_SANITIZE=address,undefined builds with sanitizers instead of hardening (scripts/sanitize); CC names the compiler.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ class BuildC(build_ext):
         )
         # Under a new name first, as the old one may be running.
         fresh = target.with_name(f".{target.name}.new")
-        self.compiler.link_executable(
-            objects, str(fresh), extra_postargs=["-static-pie", *link_flags(preloaded=False)]
-        )
+        self.compiler.link_executable(objects, str(fresh), extra_postargs=["-static-pie", *link_flags(preloaded=False)])
         fresh.chmod(0o755)
         fresh.rename(target)
 

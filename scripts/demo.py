@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any, TypeVar
 
 import psutil
 from rich.console import Console
@@ -25,6 +27,8 @@ PACKAGES = ["numpy", "pandas"]
 EVENT = {"name": "demo"}
 WARM_CALLS = 50
 PATIENCE = 60.0  # seconds for the worker to be ready, or a zygote to be built
+
+T = TypeVar("T")
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -75,11 +79,11 @@ class Worker:
         """Wait until it serves; return its port."""
         from olsock_worker.state import running
 
-        port = self.wait("the worker to serve", lambda: (now := running(str(self.state))) and now.port)
+        port = self.wait("the worker to serve", lambda: now.port if (now := running(str(self.state))) else 0)
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         return port
 
-    def wait(self, what: str, probe):  # type: ignore[no-untyped-def]
+    def wait(self, what: str, probe: Callable[[], T]) -> T:
         """Return the first true result of `probe`."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
@@ -93,7 +97,7 @@ class Worker:
     def log(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
 
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, object], float]:
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, Any, float]:
         """Return the status, the decoded reply and the milliseconds it took, on one kept connection."""
         assert self._connection is not None
         data = None if body is None else json.dumps(body)
@@ -104,7 +108,7 @@ class Worker:
         took = (time.perf_counter() - begun) * 1e3
         return response.status, json.loads(reply), took
 
-    def call(self, name: str) -> tuple[dict[str, object], float]:
+    def call(self, name: str) -> tuple[Any, float]:
         status, reply, took = self.request("POST", f"/run/{name}", EVENT)
         if status != 200:
             raise DemoError(f"{name} answered {status}: {json.dumps(reply, indent=2)}\n{self.log()}")
@@ -121,7 +125,7 @@ class Worker:
     def function(self, name: str) -> dict[str, object] | None:
         """Return what the worker says about a function, once it knows it."""
         _, page, _ = self.request("GET", "/status")
-        shown: dict[str, object] | None = page["functions"].get(name)  # type: ignore[attr-defined]
+        shown: dict[str, object] | None = page["functions"].get(name)
         if shown and "error" in shown:
             raise DemoError(f"{name}: {shown['error']}")
         return shown
@@ -173,7 +177,7 @@ def demonstrate(worker: Worker) -> tuple[list[tuple[str, float]], Traces]:
 
     _, page, _ = worker.request("GET", "/stats")
     for name in ("hello-pandas-alone", "hello-pandas"):
-        cold = page["functions"][name]["cold"]  # type: ignore[index]
+        cold = page["functions"][name]["cold"]
         if cold != 1:
             raise DemoError(f"{name} was to start one sandbox cold, and started {cold}")
     rows = [("cold, no zygote", alone), ("cold, from a zygote", forked), (f"warm, median of {WARM_CALLS}", warm)]
@@ -202,8 +206,8 @@ def main() -> int:
             if status := worker.stop():
                 raise DemoError(f"the worker ended with status {status}:\n{worker.log()}")
         finally:
-            if worker.process.poll() is None:
-                worker.stop()
+            worker.process.kill()  # nothing if it has ended; else the next `olsock-worker up` clears up after it
+            worker.process.wait()
         if left := traces.left():
             raise DemoError("left behind: " + "; ".join(left))
         step("nothing is left of it: no process, no cgroup, no mount, no directory")

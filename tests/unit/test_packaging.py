@@ -112,7 +112,10 @@ def test_the_source_distribution_holds_every_header(wheel: Path) -> None:
 def test_the_spawner_needs_no_file_and_is_hardened(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         binary = Path(archive.extract("olsock/_core/olsock-spawner", tmp_path))
-        modules = [Path(archive.extract(f"olsock/{name}", tmp_path)) for name in ("_core/_olsock.abi3.so", "runtime/_fork.abi3.so")]
+        modules = [
+            Path(archive.extract(f"olsock/{name}", tmp_path))
+            for name in ("_core/_olsock.abi3.so", "runtime/_fork.abi3.so")
+        ]
     headers = run("readelf", "-lWd", binary, cwd=tmp_path)
     assert "INTERP" not in headers and "(NEEDED)" not in headers
     assert "DYN (" in headers, "not position independent"
