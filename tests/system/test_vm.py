@@ -30,7 +30,7 @@ def vm(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
 
 
 def leftovers() -> list[str]:
-    """What a guest that is gone must not leave: its processes and its job folder, of those that this process started."""
+    """What a guest that is gone must not leave: its processes and its job folder. Only of those that we started."""
     mine = f"/tmp/olsock-vm.{os.getpid()}."
     processes = [
         f"{process.pid} {process.name()}"
@@ -106,7 +106,8 @@ def test_memory_limit_kills_in_the_guest() -> None:
     """The positive control of every cgroup test there: a controller that is enabled and works."""
     script = (
         "cd /sys/fs/cgroup && mkdir t && echo 20M >t/memory.max && echo 0 >t/memory.swap.max &&"
-        " ( echo 0 >t/cgroup.procs; exec head -c 60M /dev/zero | tail >/dev/null ); sed -n s/^oom_kill\\ //p t/memory.events"
+        " ( echo 0 >t/cgroup.procs; exec head -c 60M /dev/zero | tail >/dev/null );"
+        " sed -n s/^oom_kill\\ //p t/memory.events"
     )
     done = vm("sh", "-c", script)
     assert int(done.stdout) >= 1, done.stderr

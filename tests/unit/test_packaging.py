@@ -1,6 +1,6 @@
 """What `pip install` gives: from a wheel and in place, in a virtual environment that has nothing else.
 
-Slow for unit tests (each environment downloads the dependencies), but nothing else would see a file missing in the wheel.
+Slow for unit tests (each environment downloads the dependencies), but nothing else sees a file missing in the wheel.
 """
 
 from __future__ import annotations

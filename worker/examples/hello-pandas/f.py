@@ -1,4 +1,4 @@
-"""Daily totals and a linear trend of some sales: a handler that needs numpy and pandas, which take a second to import."""
+"""Daily totals and a linear trend of some sales: a handler that needs numpy and pandas, slow to import."""
 
 import numpy as np
 import pandas as pd
