@@ -151,7 +151,7 @@ def _cgroups() -> tuple[Cgroups, list[Gap]]:
         found = Cgroups(layout.mode, tuple(sorted(layout.controllers)), parents, ())
         return found, [Gap("not root: whether control groups can be made here was not tried", "run as root", True)]
     try:
-        with Tree.create(f"doctor-{os.getpid()}") as tree:
+        with Tree.create(f"{os.getpid()}-doctor") as tree:
             missing = [name for name in _FILES if not Path(tree.paths[0], name).exists()]
             found = Cgroups(tree.mode, tuple(sorted(tree.controllers)), parents, tree.gaps)
     except (OlsockError, OSError) as failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -15,9 +16,8 @@ _SOURCES = Path(__file__).parents[1] / "attack" / "probe"
 
 
 @functools.cache
-def _folder() -> Path:
-    import atexit
-
+def folder() -> Path:
+    """Where the executables are, with nothing else that a sandbox could not see."""
     folder = Path(tempfile.mkdtemp(prefix="olsock-probe-"))
     folder.chmod(0o755)  # sandboxes run these under other ids
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -30,7 +30,7 @@ def build(name: str, *flags: str) -> Path:
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    target = _folder() / name
+    target = folder() / name
     command = [compiler, "-O1", "-Wall", "-Wextra", "-static", *flags, "-o", str(target), str(_SOURCES / f"{name}.c")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

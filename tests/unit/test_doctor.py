@@ -132,7 +132,7 @@ def test_examining_leaves_no_cgroup() -> None:
     doctor.examine()
     layout = hierarchies.find()
     for parent in (layout.v2.parent, *(hierarchy.parent for hierarchy in layout.v1)):
-        assert not Path(parent, f"olsock-doctor-{os.getpid()}").exists()
+        assert not Path(parent, f"olsock-{os.getpid()}-doctor").exists()
 
 
 def test_features_are_named_for_humans() -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from olsock._core._olsock import lib
-from support import bpf
 
 from olsock._core import probe, seccomp
 from olsock._core.check import call
 from olsock.errors import KernelError
+from support import bpf
 
 pytestmark = pytest.mark.unit
 

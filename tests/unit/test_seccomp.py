@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import platform
 import random
 import re
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import bpf, probes
 
 from olsock._core import seccomp
 from olsock.errors import SpecError
+from support import bpf, probes
 
 pytestmark = pytest.mark.unit
 
@@ -343,6 +344,8 @@ def test_refused_by_this_kernel(call: str, tmp_path: Path) -> None:
     (control,) = results(line, (), tmp_path)
     if control == errno.ENOSYS:
         pytest.skip(f"this kernel has no {call}")
+    if control == expected and os.geteuid() != 0:
+        pytest.skip("only root sees more than the filter's own answer")
     assert control != expected, "without the filter it must go otherwise, or this shows nothing"
     assert results(line, ("default",), tmp_path) == [expected]
     assert results(line, ("zygote", "handler-drop"), tmp_path) == [expected]
