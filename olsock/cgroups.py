@@ -78,6 +78,7 @@ class _Level:
 
     def __init__(self, paths: list[str], fds: list[int]) -> None:
         self.paths, self._fds = paths, fds
+        self.members: set[Group] = set()
 
     def fd(self, index: int) -> int:
         try:
@@ -86,6 +87,8 @@ class _Level:
             raise KernelError("use", self.paths[index], errno.ENOENT, "the cgroup was removed") from None
 
     def close(self) -> None:
+        for group in list(self.members):
+            group._abandon()
         fds, self._fds = self._fds, []
         for fd in fds:
             os.close(fd)
@@ -112,6 +115,7 @@ class Group:
             for index in reversed(made):
                 os.rmdir(name, dir_fd=above.fd(index))
             raise _failure("mkdir", os.path.join(above.paths[len(made)], name), error) from None
+        above.members.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -290,7 +294,13 @@ class Group:
                     raise
             for fd, path in self._directories():
                 prune(fd, self.name, path, end)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """The directories are gone, or not ours to care for any more: close what is open of them."""
+        with self._lock:
             self._removed = True
+            self._above.members.discard(self)
             self._close()
 
     def _directories(self) -> list[tuple[int, str]]:
@@ -515,8 +525,7 @@ class Tree(_Inner):
             if self._removed:
                 return
             if os.getpid() != self._host.owner:
-                self._removed = True
-                self._close()
+                self._abandon()
                 return
             super().remove(deadline)
             if self._supervising:

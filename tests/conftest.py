@@ -1,0 +1,72 @@
+"""Who may run which test, what every privileged test must leave as it was, and a count of what was skipped.
+
+`unit` tests need nothing; `system`, `attack` and `fault` tests need root; `cgroup` says that a test depends on the
+cgroup mode, so that it runs under a pure version 2 kernel too. A test with none of these marks is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from support import capabilities
+from support.require import must_work
+
+KINDS = ("unit", "system", "attack", "fault")
+PRIVILEGED = frozenset(KINDS) - {"unit"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(kind) for kind in KINDS):
+            raise pytest.UsageError(f"{item.nodeid}: mark it as one of {', '.join(KINDS)}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, probe in capabilities.FOR_MARKER.items():
+        if item.get_closest_marker(marker) and (reason := probe()):
+            if must_work():
+                pytest.fail(f"OLSOCK_MUST_WORK=1: {reason}", pytrace=False)
+            pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def _library() -> Iterator[None]:
+    """Start what the library keeps for the life of a process, so that tests do not find it new; end it last."""
+    from olsock import host, identity, leftovers
+
+    leftovers.clean()  # of an earlier run that was killed
+    identity.claim().release()
+    host.current()
+    yield
+    host.close()
+    assert not [entry for entry in leftovers.list_instances() if entry.pid == os.getpid()]
+
+
+@pytest.fixture(autouse=True)
+def _host_is_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a privileged test that leaves a mount, cgroup, process, fd, network namespace or directory."""
+    if not any(request.node.get_closest_marker(kind) for kind in PRIVILEGED):
+        yield
+        return
+    request.getfixturevalue("_library")
+    from support.invariants import Snapshot, assert_restored
+
+    before = Snapshot.take()
+    yield
+    assert_restored(before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were skipped, and why: a skipped test is one that has not been passed."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    if reasons:
+        terminalreporter.section(f"{sum(reasons.values())} skipped")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:4d}  {reason}")

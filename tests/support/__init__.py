@@ -1,0 +1,1 @@
+"""Small named modules that tests share."""
