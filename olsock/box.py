@@ -68,11 +68,12 @@ class Setup:
     filter_init: bool = True  # loaded by init itself; else by each command
     capabilities: int = INIT_CAPABILITIES
     network: bool = True  # a network namespace of its own
+    cgroup: bool = True  # a cgroup namespace of its own
     time: bool = False
 
     def pack(self) -> tuple[bytes, list[int]]:
         """Return the packet and its fds."""
-        flags = NEW_CGROUP | (OWN_NETWORK if self.network else 0)
+        flags = (NEW_CGROUP if self.cgroup else 0) | (OWN_NETWORK if self.network else 0)
         flags |= (FILTER_INIT if self.filter_init else 0) | (NEW_TIME if self.time else 0)
         base, fds = (self.root, []) if isinstance(self.root, str) else ("", [self.root])
         parts = [u32(flags), string(self.hostname), u64(self.capabilities), rlimits(self.rlimits), blob(self.filter)]

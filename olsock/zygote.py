@@ -111,6 +111,8 @@ class Zygote:
                 filter_init=False,  # init makes network namespaces, which the zygote's filter does not allow
                 capabilities=INIT_CAPABILITIES | CAPABILITIES | CAP_SETPCAP | CAP_NET_ADMIN,
                 network=own_network,
+                # With one rooted at its own leaf, nsdelegate refuses births elsewhere (ENOENT); handlers get theirs.
+                cgroup=False,
             )
         )
         self._spawn(box, init_leaf)

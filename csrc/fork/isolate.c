@@ -30,9 +30,30 @@ enum request_flags { NETWORK_GIVEN = 1, NETWORK_SHARED = 2 };
 
 static uint32_t flags;
 
-pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
+/*
+ * Where the C library keeps this thread's id. After a raw clone it would still be the zygote's there, and the child's first
+ * own thread, which really gets that id, would own main's recursive mutexes; so the kernel is asked to correct it in the
+ * child. It was told the address when the thread was made (prctl(2), PR_GET_TID_ADDRESS). A kernel without
+ * CONFIG_CHECKPOINT_RESTORE does not say; glibc's struct pthread has the id 16 bytes before the robust list's head
+ * (nptl/descr.h: pid_t tid, pid_t pid_ununused, void *robust_prev), which is believed only if the id is there.
+ */
+static int *tid_address(void)
 {
     int *tid = NULL;
+    char *head = NULL;
+    size_t size = 0;
+
+    if (prctl(PR_GET_TID_ADDRESS, &tid, 0, 0, 0) == 0)
+        return tid;
+    if (syscall(SYS_get_robust_list, 0, &head, &size) < 0 || !head)
+        return NULL;
+    tid = (int *) (void *) (head - 16);
+    return *tid == (int) syscall(SYS_gettid) && *tid == getpid() ? tid : NULL;
+}
+
+pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
+{
+    int *tid = tid_address();
 
     flags = packet_u32(p);
     int channel = packet_fd(p), log = packet_fd(p), cgroup = packet_fd(p);
@@ -40,10 +61,7 @@ pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
     (void) log;
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "fork");
-    /* glibc keeps a thread's id in its control block; after a raw clone it would be the zygote's there, and the child's
-     * first own thread, which really gets that id, would own main's recursive mutexes. The kernel corrects it in the
-     * child at the address that it was told of at thread creation (prctl(2), PR_GET_TID_ADDRESS). */
-    if (prctl(PR_GET_TID_ADDRESS, &tid, 0, 0, 0) < 0 || !tid)
+    if (!tid)
         return ols_fail(reterr, ENOSYS, "prctl(PR_GET_TID_ADDRESS)", "kernel without CONFIG_CHECKPOINT_RESTORE");
 
     struct clone_args args = {
