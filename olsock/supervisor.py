@@ -18,27 +18,26 @@ from olsock.hierarchies import SUPERVISOR, Hierarchy
 
 def enable(v2: Hierarchy) -> tuple[frozenset[str], bool]:
     """Have the parent give its controllers to our tree; return those it keeps, and whether we moved."""
-    supervising = False
-    refused = set()
-    for controller in sorted(v2.controllers - set(_text(v2.parent, "cgroup.subtree_control").split())):
-        try:
-            _give(v2.parent, controller)
-            continue
-        except OSError as error:
-            if error.errno != errno.EBUSY or supervising:
-                refused.add(controller)
-                continue
+    wanted = sorted(v2.controllers - set(_text(v2.parent, "cgroup.subtree_control").split()))
+    if not wanted:
+        return frozenset(), False
+    # Asked for beforehand, not left to EBUSY: cpu and pids alone would be given in spite of the processes, by making
+    # this a threaded domain, which can give no memory any more.
+    supervising = not _is_root(v2.parent) and bool(_text(v2.parent, "cgroup.procs").strip())
+    if supervising:
         _enter(v2.parent)
-        supervising = True
+    refused = set()
+    for controller in wanted:
         try:
-            _give(v2.parent, controller)
+            Path(v2.parent, "cgroup.subtree_control").write_text(f"+{controller}")
         except OSError:
             refused.add(controller)
     return frozenset(refused), supervising
 
 
-def _give(directory: str, controller: str) -> None:
-    Path(directory, "cgroup.subtree_control").write_text(f"+{controller}")
+def _is_root(directory: str) -> bool:
+    """The root of the hierarchy is the one cgroup without a type, and may hold processes whatever it gives."""
+    return not Path(directory, "cgroup.type").exists()
 
 
 def _enter(parent: str) -> None:
