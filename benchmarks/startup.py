@@ -1,0 +1,424 @@
+"""How fast things start, against what else does the same on this machine, in one interleaved run.
+
+    python benchmarks/startup.py [--json FILE] [--rounds N] [--quick] [--only SECTION]...
+
+Sections: exec (a program in a fresh sandbox), fork (a handler from a zygote, alone and among 500 frozen ones), pause,
+http (a warm function behind the worker), cycles (does anything grow). Needs root. README.md says how each is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import linear_regression, median
+
+import cycles
+import peers
+import servers
+from measure import Row, Samples, absolute, compare, interleave, show, timed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import olsock
+from olsock import host as hosts
+
+PANDAS = ["numpy", "pandas"]
+PAUSE_TARGET = 60e-6
+MAX_RSS_GROWTH = 512 * 1024  # bytes over 1,000 cycles: allocators round up, leaks do not stop there
+HERE = Path(__file__).resolve().parent
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+errors = Console(stderr=True, highlight=False)
+Tick = Callable[[int, int], None]
+
+
+class Options:
+    """How much of everything."""
+
+    def __init__(self, rounds: int, quick: bool) -> None:
+        self.rounds = rounds
+        self.slow = 4  # runc and crun run in each fourth round
+        self.crowd = 50 if quick else 500
+        self.cycles = 100 if quick else 1000
+        self.batches = 3 if quick else 10
+        self.requests = 300 if quick else 1000
+        self.wrk_seconds = 1 if quick else 3
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Tick]:
+    """Show how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
+    if not errors.is_terminal:
+        last = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > 5 or done == total:
+                errors.print(f"startup: {what}: {done}/{total}")
+                last = time.monotonic()
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def code_directory() -> Iterator[str]:
+    """A directory with the smallest handler there is."""
+    with tempfile.TemporaryDirectory(prefix="olsock-bench-") as code:
+        os.chmod(code, 0o755)
+        Path(code, "f.py").write_text(servers.ECHO)
+        yield code
+
+
+# Sandboxes that run a program.
+
+
+def run_true() -> tuple[float, float]:
+    """Seconds from nothing to the end of /bin/true in a default sandbox, and to the end of the sandbox."""
+    begun = time.perf_counter()
+    box = olsock.Sandbox()
+    try:
+        if box.run(["/bin/true"]).returncode:
+            raise SystemExit("startup: /bin/true failed in a sandbox")
+        reaped = time.perf_counter() - begun
+    finally:
+        box.close()
+    return reaped, time.perf_counter() - begun
+
+
+def measure_exec(options: Options) -> Iterator[Row]:
+    closed: list[float] = []
+
+    def ours() -> float:
+        reaped, gone = run_true()
+        closed.append(gone)
+        return reaped
+
+    with tempfile.TemporaryDirectory(prefix="olsock-bench-") as folder:
+        os.chmod(folder, 0o755)
+        contenders: dict[str, Callable[[], float]] = {"ours": ours}
+        absent: dict[str, str] = {}
+        found: dict[str, peers.Command] = {}
+        makers: dict[str, Callable[[], peers.Command]] = {
+            "bubblewrap": peers.bubblewrap,
+            "runc": lambda: peers.oci("runc", Path(folder)),
+            "crun": lambda: peers.oci("crun", Path(folder)),
+        }
+        for name, make in makers.items():
+            try:
+                found[name] = make()
+                contenders[name] = timed(found[name].run)
+            except peers.PeerError as error:
+                absent[name] = str(error)
+                errors.print(f"startup: without {name}: {error}", markup=False)
+        every = {"runc": options.slow, "crun": options.slow}
+        with progress("exec'd /bin/true") as tick:
+            samples = interleave(contenders, options.rounds, every=every, tick=tick)
+        whole = Samples(closed[-options.rounds :])
+        for name, target in (("bubblewrap", 0.3), ("runc", 0.08), ("crun", 0.3)):
+            title = f"exec'd /bin/true, created to reaped, vs {name}"
+            if name in absent:
+                yield Row(title, samples["ours"].median, None, None, target, None, absent[name], f"<= {target:g}x")
+                continue
+            yield compare(title, samples["ours"], samples[name], target)
+            note = "the peer's own clean-up is in both of its figures"
+            yield compare(f"the same with close(), vs {name}", whole, samples[name], None, note)
+        yield from _back_to_back(options, found.get("bubblewrap"))
+
+
+def _back_to_back(options: Options, bubblewrap: peers.Command | None) -> Iterator[Row]:
+    """One after another with no pause, so that nothing is had for free because it was prepared in a quiet moment."""
+
+    def batch(work: Callable[[], object]) -> float:
+        begun = time.perf_counter()
+        for _ in range(20):
+            work()
+        return (time.perf_counter() - begun) / 20
+
+    contenders = {"ours": lambda: batch(run_true)}
+    if bubblewrap is not None:
+        contenders["bubblewrap"] = lambda: batch(bubblewrap.run)
+    with progress("back to back") as tick:
+        samples = interleave(contenders, max(5, options.rounds // 20), tick=tick)
+    note = "each with close(), batches of 20"
+    title = "exec'd /bin/true back to back, one cycle"
+    if bubblewrap is None:
+        yield absolute(title, samples["ours"], None, note)
+    else:
+        yield compare(f"{title}, vs bubblewrap", samples["ours"], samples["bubblewrap"], None, note)
+
+
+# Handlers forked from a zygote.
+
+
+def fork_once(zygote: olsock.Zygote, code: str) -> float:
+    """Seconds from the request to the READY frame, the first that the handler's sandbox sends."""
+    begun = time.perf_counter()
+    function = zygote.fork(code, "f:f")
+    try:
+        function.wait_ready(30)
+        return time.perf_counter() - begun
+    finally:
+        function.close()
+
+
+def measure_fork(options: Options) -> Iterator[Row]:
+    with ExitStack() as stack:
+        code = stack.enter_context(code_directory())
+        contenders: dict[str, Callable[[], float]] = {}
+        bare = stack.enter_context(olsock.Zygote())
+        server = stack.enter_context(peers.ForkServer([], None))
+        contenders["ours"] = lambda: fork_once(bare, code)
+        contenders["reference"] = timed(server.fork)
+        why_not = ""
+        try:
+            packages = peers.packages()
+            laden = stack.enter_context(olsock.Zygote(PANDAS, packages=[str(packages)]))
+            laden_server = stack.enter_context(peers.ForkServer(PANDAS, packages))
+            contenders["ours, pandas"] = lambda: fork_once(laden, code)
+            contenders["reference, pandas"] = timed(laden_server.fork)
+        except peers.PeerError as error:
+            why_not = str(error)
+            errors.print(f"startup: without numpy and pandas: {error}", markup=False)
+        with progress("zygote fork") as tick:
+            samples = interleave(contenders, options.rounds, tick=tick)
+        title = "zygote fork, request to first byte"
+        yield compare(f"{title}, bare", samples["ours"], samples["reference"], 2.2)
+        if why_not:
+            yield Row(f"{title}, numpy+pandas", target=1.5, note=why_not, goal="<= 1.5x")
+        else:
+            pair = samples["ours, pandas"], samples["reference, pandas"]
+            yield compare(f"{title}, numpy+pandas", *pair, 1.5)
+        yield _crowd(options, bare, code, samples["ours"])
+        yield _forks_back_to_back(options, bare, code, samples["ours"])
+
+
+def _crowd(options: Options, zygote: olsock.Zygote, code: str, alone: Samples) -> Row:
+    """The same fork with many frozen sandboxes beside it."""
+    with ExitStack() as stack:
+        with progress(f"making {options.crowd} frozen sandboxes") as tick:
+            for number in range(options.crowd):
+                function = stack.enter_context(zygote.fork(code, "f:f"))
+                function.wait_ready(30)
+                function.pause()
+                tick(number + 1, options.crowd)
+        with progress(f"zygote fork among {options.crowd}") as tick:
+            among = interleave({"ours": lambda: fork_once(zygote, code)}, options.rounds, tick=tick)["ours"]
+    with progress("zygote fork once they are gone") as tick:
+        after = interleave({"ours": lambda: fork_once(zygote, code)}, options.rounds, tick=tick)["ours"]
+    title = f"zygote fork with {options.crowd} frozen sandboxes alive, vs itself alone"
+    return compare(title, among, alone, 1.3, f"once they were gone: {show(after.median)}")
+
+
+def _forks_back_to_back(options: Options, zygote: olsock.Zygote, code: str, rested: Samples) -> Row:
+    with progress("zygote forks back to back") as tick:
+        samples = interleave({"ours": lambda: fork_once(zygote, code)}, options.rounds, settle=0.0, tick=tick)["ours"]
+    return compare("zygote fork back to back, vs itself with pauses", samples, rested, None, "bare")
+
+
+# Pausing.
+
+
+def measure_pause(options: Options) -> Iterator[Row]:
+    with ExitStack() as stack:
+        code = stack.enter_context(code_directory())
+        function = stack.enter_context(olsock.Function(code, "f:f"))
+        function.wait_ready(30)
+        box = stack.enter_context(olsock.Sandbox())
+        stack.enter_context(box.popen(["/bin/sleep", "1000"]))
+
+        def both(paused: olsock.Function | olsock.Sandbox) -> Callable[[], float]:
+            def work() -> None:
+                paused.pause()
+                paused.resume()
+
+            return timed(work)
+
+        contenders = {"function": both(function), "sandbox": both(box)}
+        with progress("pause and resume") as tick:
+            samples = interleave(contenders, 5 * options.rounds, settle=0.001, tick=tick)
+    yield absolute("pause + resume, confirmed, of a warm handler", samples["function"], PAUSE_TARGET)
+    yield absolute("pause + resume, confirmed, of a sandbox with a program", samples["sandbox"], PAUSE_TARGET)
+
+
+# The worker.
+
+
+def measure_http(options: Options) -> Iterator[Row]:
+    titles = (
+        "warm POST /run/echo, 1 connection, vs bare uvicorn",
+        "16 connections, requests per second, vs bare uvicorn",
+    )
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="olsock-bench-")))
+        try:
+            worker = stack.enter_context(servers.worker(folder))
+            uvicorn = stack.enter_context(servers.uvicorn(folder))
+            pair = {"ours": worker, "reference": uvicorn}
+            yield _latency(options, pair, titles[0])
+            yield from _rate(options, pair, titles[1], folder)
+        except peers.PeerError as error:
+            errors.print(f"startup: http: {error}", markup=False)
+            yield Row(titles[0], target=2.2, note=str(error), goal="<= 2.2x")
+            yield Row(titles[1], target=0.55, note=str(error), goal=">= 0.55x", rate=True)
+
+
+def _latency(options: Options, pair: dict[str, servers.Server], title: str) -> Row:
+    latencies: dict[str, list[list[float]]] = {name: [] for name in pair}
+    with progress("http, 1 connection") as tick:
+        for number in range(options.batches):
+            for name in sorted(pair, reverse=bool(number % 2)):
+                latencies[name].append(pair[name].batch(1, options.requests, 100)[0])
+            tick(number + 1, options.batches)
+    ours, reference = (Samples([t for batch in latencies[name] for t in batch]) for name in ("ours", "reference"))
+    units = [median(batch) for batch in latencies["ours"]], [median(batch) for batch in latencies["reference"]]
+    note = f"p99 {show(ours.quantile(0.99))} against {show(reference.quantile(0.99))}"
+    return compare(title, ours, reference, 2.2, note, units=units)
+
+
+def _rate(options: Options, pair: dict[str, servers.Server], title: str, folder: Path) -> Iterator[Row]:
+    rates: dict[str, list[float]] = {name: [] for name in pair}
+    wrk: dict[str, list[float]] = {name: [] for name in pair}
+    with progress("http, 16 connections") as tick:
+        for number in range(options.batches):
+            for name in sorted(pair, reverse=bool(number % 2)):
+                rates[name].append(pair[name].batch(16, 4 * options.requests, 4 * options.requests // 4)[1])
+                rate = pair[name].wrk(16, options.wrk_seconds, folder)
+                if rate is not None:
+                    wrk[name].append(rate)
+            tick(number + 1, options.batches)
+    note = f"{servers.cores()} processors for server, function and client together"
+    yield compare(title, Samples(rates["ours"]), Samples(rates["reference"]), 0.55, note, rate=True)
+    if wrk["ours"]:
+        yield compare(f"{title}, by wrk", Samples(wrk["ours"]), Samples(wrk["reference"]), 0.55, note, rate=True)
+
+
+# Growth.
+
+
+def measure_cycles(options: Options) -> Iterator[Row]:
+    for kind, what in (("exec", "exec'd"), ("fork", "zygote-forked")):
+        title = f"{options.cycles} create+destroy cycles, {what}: nothing grows"
+        argv = [sys.executable, cycles.__file__, kind, str(options.cycles)]
+        child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout and child.stderr
+        said: list[str] = []
+        with progress(f"cycles, {what}") as tick:
+            for line in child.stderr:
+                done, _, total = line.strip().partition("/")
+                if done.isdigit() and total.isdigit():
+                    tick(int(done), int(total))
+                else:
+                    said.append(line)
+        output = child.stdout.read()
+        if child.wait():
+            yield Row(title, holds=False, note="".join(said)[-300:], goal="no growth")
+            continue
+        yield _growth(title, json.loads(output))
+
+
+def _growth(title: str, samples: list[dict[str, float]]) -> Row:
+    """Counts must be at the end what they were at the beginning; memory may not go on rising."""
+    first, last, total = samples[0], samples[-1], samples[-1]["cycles"]
+    bad: list[str] = []
+    notes: list[str] = []
+    for name in [name for name in first if name != "cycles"]:
+        if not name.startswith("rss"):
+            notes.append(f"{name} {first[name]:.0f} -> {last[name]:.0f}")
+            if last[name] > first[name]:
+                bad.append(name)
+            continue
+        slope = linear_regression([s["cycles"] for s in samples], [s[name] for s in samples]).slope
+        notes.append(f"{name} {first[name] / 1024:.0f} -> {last[name] / 1024:.0f} KiB ({slope:+.1f} bytes a cycle)")
+        if slope * total > MAX_RSS_GROWTH:
+            bad.append(name)
+    note = ", ".join(notes) if not bad else f"GROWS: {', '.join(bad)}; {', '.join(notes)}"
+    return Row(title, holds=not bad, note=note, goal="no growth")
+
+
+SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "exec": measure_exec,
+    "fork": measure_fork,
+    "pause": measure_pause,
+    "http": measure_http,
+    "cycles": measure_cycles,
+}
+
+
+def describe_host() -> str:
+    """What figures of this kind depend on, beside the processor."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?"
+    )
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    favour = any(" cgroup2 " in line and "favordynmods" in line for line in mounts)
+    expedited = Path("/sys/kernel/rcu_expedited")
+    rcu = expedited.read_text().strip() if expedited.exists() else "?"
+    return (
+        f"{model}, {servers.cores()} processors, load {os.getloadavg()[0]:.2f}; Linux {platform.release()}; "
+        f"Python {platform.python_version()}; cgroups {hosts.current().tree.mode}, "
+        f"favordynmods {'on' if favour else 'off'}, rcu_expedited {rcu}"
+    )
+
+
+def table(rows: list[Row]) -> Table:
+    """The results, with a word on each target."""
+    shown = Table("what", show_lines=False, title="medians")
+    for name in ("olsock", "reference", "ratio", "target"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("")
+
+    def value(of: float | None, rate: bool) -> str:
+        return "" if of is None else show(of, rate)
+
+    verdicts = {True: "[green]pass[/]", False: "[bold red]miss[/]"}
+    for row in rows:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
+        verdict = "" if not row.goal else verdicts.get(row.holds, "[yellow]not run[/]")  # type: ignore[arg-type]
+        shown.add_row(row.name, value(row.ours, row.rate), value(row.reference, row.rate), ratio, row.goal, verdict)
+    return shown
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there as well")
+    parser.add_argument("--rounds", type=int, default=0, help="measurements of each kind (200; 30 with --quick)")
+    parser.add_argument("--quick", action="store_true", help="a minute instead of several: to see that it runs")
+    parser.add_argument("--only", action="append", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
+    given = parser.parse_args()
+    if os.geteuid() != 0:
+        parser.error("root is needed to make sandboxes")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # 500 live functions have several descriptors each
+    options = Options(given.rounds or (30 if given.quick else 200), given.quick)
+    console.print(describe_host())
+    rows: list[Row] = []
+    for name in given.only or SECTIONS:
+        rows += SECTIONS[name](options)
+    console.print(table(rows))
+    for row in rows:
+        console.print(f"{row.name}: {row.note}", markup=False)
+    if given.json:
+        given.json.write_text(json.dumps([row.record() for row in rows], indent=1) + "\n")
+    missed = sum(row.holds is False for row in rows)
+    console.print(f"{missed} missed" if missed else "every target that could be measured holds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
