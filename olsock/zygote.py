@@ -228,7 +228,7 @@ class Zygote:
             ends.close_theirs()
             pid, pidfd = self._find(kit, ends)
             kit.leaf.attach_all()
-            parts = Parts(spec, ends, kit.leaf, pid, pidfd, self._status(box, pid), lambda: None)
+            parts = Parts(spec, ends, kit.leaf, pid, pidfd, lambda: None, lambda: None)
         except BaseException:
             process.close_all(pidfd)
             ends.close()
@@ -243,7 +243,7 @@ class Zygote:
             process.wait_readable(pidfd, REMOVAL_TIMEOUT)
             kit.release()
 
-        parts.release = release
+        parts.status, parts.release = self._status(box, pid), release
         self._functions.add(made)
         kit.close_fds()
         return made
