@@ -33,9 +33,7 @@ from olsock import firewall, rundir
 from olsock.errors import KernelError, OlsockError, SpecError, UnsupportedError
 
 BRIDGE = "olsock0"
-PREFIX = (
-    "olsock-"  # of the host's ends; with the eight digits of an address it fills the 15 characters that fit
-)
+PREFIX = "olsock-"  # of the host's ends; with the eight digits of an address it fills the 15 characters that fit
 INSIDE = "eth0"
 SUBNET_VARIABLE = "OLSOCK_BRIDGE_SUBNET"
 # Tried in this order; the first that overlaps with no route of this host is taken.
@@ -104,6 +102,7 @@ def connect_fd(netns_fd: int, name: str, instance: str = "") -> Lease:
     lease = _apart(lambda: _connect(netns_fd, " ".join((_MARK, instance or f"pid-{os.getpid()}", name))))
     try:
         _apart(lambda: _configure(lease), netns_fd)
+        _apart(lambda: _settle(lease.index))
     except BaseException:
         lease.close()
         raise
@@ -191,6 +190,15 @@ def _full(subnet: IPv4Network) -> str:
     return f"all are taken; a larger subnet can be named in {SUBNET_VARIABLE} when no sandbox uses {BRIDGE}"
 
 
+def _settle(index: int) -> None:
+    """Have the kernel act on it that the cable's ends are up, so that the first packet is not lost.
+
+    It does that some time later by itself, but (since Linux 6.9) at once for who asks about the interface.
+    """
+    with _netlink() as netlink:
+        netlink.get_links(index)
+
+
 def _disconnect(ports: list[tuple[str, int]]) -> None:
     with _locked(), _netlink() as netlink:
         for interface, index in ports:
@@ -218,14 +226,10 @@ def _bridge(netlink: Any) -> tuple[int, IPv4Network]:
     index = socket.if_nametoindex(BRIDGE)
     alias = _alias(netlink, index)
     if len(alias) < 2 or alias[0] != _MARK:
-        raise UnsupportedError(
-            f'network="bridge" needs the interface name {BRIDGE}, and somebody else has it'
-        )
+        raise UnsupportedError(f'network="bridge" needs the interface name {BRIDGE}, and somebody else has it')
     subnet, borrowed = IPv4Network(alias[1]), alias[2:]
     if wanted not in (None, subnet):
-        raise SpecError(
-            SUBNET_VARIABLE, str(wanted), f"{subnet}, which {BRIDGE} has as long as sandboxes use it"
-        )
+        raise SpecError(SUBNET_VARIABLE, str(wanted), f"{subnet}, which {BRIDGE} has as long as sandboxes use it")
     needed = [] if _forwarding_everywhere() else [name for name in _egress(netlink) if not _forwarding(name)]
     kept = [] if _forwarding_everywhere() else borrowed
     if needed or kept != borrowed:
@@ -235,9 +239,7 @@ def _bridge(netlink: Any) -> tuple[int, IPv4Network]:
 
 def _make_bridge(netlink: Any, subnet: IPv4Network) -> None:
     # With an address of its own: a bridge otherwise takes its ports' lowest and changes it when they come and go.
-    netlink.link(
-        "add", ifname=BRIDGE, kind="bridge", address=_random_mac(), br_stp_state=0, br_mcast_snooping=0
-    )
+    netlink.link("add", ifname=BRIDGE, kind="bridge", address=_random_mac(), br_stp_state=0, br_mcast_snooping=0)
     index = socket.if_nametoindex(BRIDGE)
     try:
         _ipv6_off(BRIDGE)
@@ -304,16 +306,8 @@ def _configured_subnet() -> IPv4Network | None:
         subnet = IPv4Network(text)
     except ValueError:
         subnet = None
-    if (
-        subnet is None
-        or not subnet.is_private
-        or subnet.is_loopback
-        or subnet.is_link_local
-        or subnet.prefixlen > 29
-    ):
-        raise SpecError(
-            SUBNET_VARIABLE, text, 'a private IPv4 network of at least 8 addresses, like "10.177.0.0/16"'
-        )
+    if subnet is None or not subnet.is_private or subnet.is_loopback or subnet.is_link_local or subnet.prefixlen > 29:
+        raise SpecError(SUBNET_VARIABLE, text, 'a private IPv4 network of at least 8 addresses, like "10.177.0.0/16"')
     return subnet
 
 
@@ -355,6 +349,7 @@ def _configure(lease: Lease) -> None:
         netlink.addr("add", index=index, address=str(lease.address), prefixlen=lease.subnet.prefixlen)
         netlink.link("set", index=index, state="up")
         netlink.route("add", dst="default", gateway=str(lease.gateway), oif=index)
+        netlink.get_links(index)  # as in _settle
 
 
 # What both sides need
@@ -425,9 +420,7 @@ def _locked() -> Iterator[None]:
     """Keep other threads and processes from making or removing the bridge meanwhile."""
     run_fd = rundir.open_run()
     try:
-        fd = os.open(
-            "network.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=run_fd
-        )
+        fd = os.open("network.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=run_fd)
     finally:
         os.close(run_fd)
     try:
