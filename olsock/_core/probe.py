@@ -67,8 +67,8 @@ _PROBES: dict[str, tuple[str, str, bool]] = {
     "seccomp": ("system call filters", "CONFIG_SECCOMP_FILTER", True),
     "tid_address": (
         "forking zygotes safely (PR_GET_TID_ADDRESS)",
-        "CONFIG_CHECKPOINT_RESTORE; without it there are no zygotes",
-        True,
+        "CONFIG_CHECKPOINT_RESTORE; without it there are no zygotes, while functions start cold as ever",
+        False,
     ),
     "pidfd": ("waiting for and signalling processes", "kernel 5.3", True),
     "openat2": ("paths resolved below a root", "kernel 5.6", True),

@@ -389,10 +389,11 @@ def test_no_devices(inside: Inside) -> None:
 
 @X86
 def test_the_32_bit_gate(inside: Inside) -> None:
+    status, output = outside().run([str(probes.build("calls"))], "i386 20\n")
+    if status or int(output.split()[0]) <= 0:
+        pytest.skip("this kernel has no 32-bit gate")
     for line in ("i386 20", "i386 102 1 page"):  # getpid, socketcall(SYS_SOCKET)
         assert inside.outcome(line) == -signal.SIGSYS
-    if outside().outcome("i386 20") == 0:
-        assert outside().attempt(["i386 20"]) == [0]
     assert inside.outcome(native("getpid")) == 0, "the sandbox lives on"
 
 
@@ -409,10 +410,11 @@ def test_socket_families(inside: Inside) -> None:
     families = range(51)
     lines = [native("socket", family, 2, 0) for family in families]
     opened = {family for family, error in zip(families, outside().attempt(lines), strict=True) if not error}
-    assert opened > {1, 2, 10}
-    found = inside.attempt(lines)
-    assert {family for family, error in zip(families, found, strict=True) if not error} == {1, 2, 10}
-    assert {error for error in found if error} == {errno.EPERM}
+    internet = {1, 2, 10}
+    assert opened - internet, "nothing else to refuse on this kernel"
+    found = dict(zip(families, inside.attempt(lines), strict=True))
+    assert {family for family, error in found.items() if not error} == opened & internet
+    assert {error for family, error in found.items() if family not in internet} == {errno.EPERM}
 
 
 def test_socketpair_families(inside: Inside) -> None:

@@ -170,6 +170,41 @@ def test_zygote_mounts_with_the_flags_of_proc_only(flags: int) -> None:
     assert bpf.run(code, NATIVE, mount, (0, 0, 0, flags)) == bpf.ERRNO | errno.EPERM
 
 
+@pytest.mark.parametrize("profile", ["default", "zygote"])
+def test_the_policy_itself(profile: str) -> None:
+    """Said once more by hand: the tests above only compare the program with the data, whatever that says."""
+    code = bpf.instructions(seccomp.compile(profile))
+
+    def verdict(call: str, *args: int) -> int:
+        number = seccomp.number(call)
+        assert number is not None
+        return bpf.run(code, NATIVE, number, args)
+
+    refused = bpf.ERRNO | errno.EPERM
+    assert verdict("clone", 0x3D0F00 | 17) == verdict("clone", 0x1200011) == bpf.ALLOW  # pthread_create, fork
+    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+        assert verdict("clone", flag) == verdict("clone", flag | 17 | 1 << 32) == refused
+    assert [family for family in range(64) if verdict("socket", family) == bpf.ALLOW] == [1, 2, 10]
+    for kind in (0x2000, 0x4000, 0x6000):  # character, directory (refused by mknod anyway), block
+        assert verdict("mknodat", 0, 0, kind | 0o666) == refused
+    assert verdict("mknodat", 0, 0, 0x1000 | 0o666) == bpf.ALLOW
+    assert verdict("personality", 0x40000) == verdict("personality", 0x400000) == refused
+    assert verdict("ioctl", 0, 0x5412) == verdict("ioctl", 0, 0x541C | 1 << 35) == refused
+    for call in (
+        "mount",
+        "umount2",
+        "unshare",
+        "setns",
+        "open_tree",
+        "ptrace",
+        "bpf",
+        "io_uring_setup",
+        "keyctl",
+        "chroot",
+    ):
+        assert verdict(call, 0, 0, 0, 0) == refused
+
+
 def header_numbers() -> dict[str, int]:
     header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
     if platform.machine() != "x86_64" or not header.exists():
@@ -385,9 +420,9 @@ def test_refused_by_argument_only(tmp_path: Path) -> None:
 def test_only_unix_and_internet_sockets(tmp_path: Path) -> None:
     lines = [native("socket", family, 2, 0) for family in range(51)]  # SOCK_DGRAM
     opened = [family for family, error in enumerate(results(lines, (), tmp_path)) if not error]
-    assert {1, 2, 10, 16} <= set(opened)
+    assert set(opened) - {1, 2, 10}, "nothing else to refuse on this kernel"
     filtered = results(lines, ("default",), tmp_path)
-    assert [family for family, error in enumerate(filtered) if not error] == [1, 2, 10]
+    assert [family for family, error in enumerate(filtered) if not error] == [f for f in (1, 2, 10) if f in opened]
     assert {error for family, error in enumerate(filtered) if family not in (1, 2, 10)} == {errno.EPERM}
 
 
@@ -411,9 +446,9 @@ def test_x32_is_refused_for_every_number(tmp_path: Path) -> None:
 def test_the_32_bit_gate_kills(filters: tuple[str, ...], tmp_path: Path) -> None:
     lines = ["i386 20"]  # getpid
     control = calls(lines, (), tmp_path)
-    if control.returncode:
-        pytest.skip(f"this kernel has no 32-bit emulation (signal {-control.returncode})")
-    assert control.stdout.split()[1] == "0"
+    # a process id: User-Mode Linux, whose guests have no such gate, takes the number for an x86_64 one
+    if control.returncode or int(control.stdout.split()[0]) <= 0:
+        pytest.skip("this kernel has no 32-bit gate")
     assert calls(lines, filters, tmp_path).returncode == -signal.SIGSYS
     socketcall = calls(["i386 102 1 page"], filters, tmp_path)
     assert socketcall.returncode == -signal.SIGSYS
@@ -422,9 +457,10 @@ def test_the_32_bit_gate_kills(filters: tuple[str, ...], tmp_path: Path) -> None
 @X86
 def test_a_32_bit_program_is_killed(tmp_path: Path) -> None:
     program = probes.build("i386", "-m32", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie")
-    control = subprocess.run([program], capture_output=True, text=True, check=False)
-    if control.returncode:
-        pytest.skip("this kernel runs no 32-bit programs")
+    try:
+        control = subprocess.run([program], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as failure:
+        pytest.skip(f"this kernel runs no 32-bit programs: {failure}")
     assert control.stdout == "ok\n"
     path = str(program)
     done = subprocess.run(
