@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def place(open_place: Callable[..., Place]) -> Place:
 
 
 @pytest.fixture
-def code(tmp_path: Path) -> Path:
-    """A copy of the handlers' directory, to put more into."""
-    return shutil.copytree(places.HANDLERS, tmp_path / "code", ignore=shutil.ignore_patterns("__pycache__"))
+def code() -> Iterator[Path]:
+    """A copy of the handlers' directory, to put more into. Other users of the host can get there, for controls."""
+    with tempfile.TemporaryDirectory(prefix="olsock-code-") as name:
+        Path(name).chmod(0o755)
+        yield shutil.copytree(places.HANDLERS, Path(name, "code"), ignore=shutil.ignore_patterns("__pycache__"))

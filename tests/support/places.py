@@ -1,4 +1,4 @@
-"""Where attacks are run: as a program of a sandbox, as a cold handler, as a handler from a zygote, and outside for the control."""
+"""Where attacks are run: in a sandbox, in a cold handler, in one from a zygote, and outside for the control."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What an attacker tries, as small functions whose outcome can be told as JSON: standard library only.
 
-Runs as a handler (`f` gets {"probe": name, "args": [...]}), as a program (the same event on stdin), and outside any sandbox,
-where each attempt has to succeed: that is the control. An attempt's outcome is "ok" or the name of the errno.
+Runs as a handler (`f` gets {"probe": name, "args": [...]}), as a program (the same event on stdin), and outside any
+sandbox, where each attempt has to succeed: that is the control. An attempt's outcome is "ok" or the name of the errno.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def listing(path):
 
 
 def chroot_escape(first=None):
-    """The classic way out of a chroot (into `first`, to begin with): what the chroot said, and what is in / afterwards."""
+    """The classic way out of a chroot (into `first`, to begin with): what chroot said, what is in / afterwards."""
     if first:
         os.chroot(first)
         os.chdir("/")
@@ -172,7 +172,7 @@ def open_each(paths, flags=os.O_RDONLY):
     return {path: opened(path, flags) for path in paths}
 
 
-# -- 5, 34: sockets that others could share ------------------------------------------------------------------------------
+# -- 5, 34: sockets that others could share ----------------------------------------------------------------------------
 
 
 def listen(name):
@@ -212,7 +212,7 @@ def send_directory():
     return len(sockets)
 
 
-# -- 8, 9: writing what is shared ----------------------------------------------------------------------------------------
+# -- 8, 9: writing what is shared --------------------------------------------------------------------------------------
 
 
 def overwrite(paths):
@@ -257,12 +257,11 @@ def mknod(path, kind, major, minor):
 
 
 def devices():
-    """Every device node that can be reached, as kind and number."""
+    """Every device node that can be reached, as numbers; /usr is the host's, and a look at it takes a second."""
     found = {}
     for directory, names, files in os.walk("/"):
-        if directory.startswith("/proc"):
-            names.clear()
-            continue
+        if directory == "/":
+            names[:] = [name for name in names if name not in ("proc", "usr")]
         for name in files:
             st = os.lstat(os.path.join(directory, name))
             if stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode):
@@ -394,7 +393,7 @@ def spy(pid):
     return said
 
 
-# -- 38: state that two could share --------------------------------------------------------------------------------------
+# -- 38: state that two could share ------------------------------------------------------------------------------------
 
 
 def leave(text):
@@ -508,22 +507,20 @@ def swallow_outcome(kind, mib):
     return outcome(swallow, kind, mib)
 
 
-# -- 70: not coming back ---------------------------------------------------------------------------------------------------
+# -- 70: not coming back -----------------------------------------------------------------------------------------------
 
 
 def hang(kind):
     """Do not answer, in one of several ways."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if kind == "daemon":
+    if kind == "daemon" and os.fork() == 0:
+        os.setsid()
         if os.fork() == 0:
-            os.setsid()
-            if os.fork() == 0:
-                while True:
-                    signal.pause()
-            os._exit(0)
-    if kind == "stopped":
-        if os.fork() == 0:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            while True:
+                signal.pause()
+        os._exit(0)
+    if kind == "stopped" and os.fork() == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "print":
         while True:
             print("x" * 4096)
@@ -587,7 +584,7 @@ def forge(frames):
     return "answered"
 
 
-# -- thread ids ---------------------------------------------------------------------------------------------------------
+# -- thread ids --------------------------------------------------------------------------------------------------------
 
 
 def recursive_mutex():
