@@ -98,9 +98,16 @@ class Ids:
     def _path(self) -> str:
         return os.path.join(self._run, "ids")
 
-    def _open(self) -> None:
+    def close(self) -> None:
+        """Give every block back and forget the file, as the end of the process does."""
+        with self._lock:
+            fd, self._fd, self._mine = self._fd, -1, {}
+            if fd >= 0:
+                os.close(fd)
+
+    def _open(self) -> int:
         if self._fd >= 0:
-            return
+            return self._fd
         run = rundir.open_run(self._run)
         try:
             self._fd = os.open("ids", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=run)
@@ -109,6 +116,7 @@ class Ids:
         finally:
             os.close(run)
         self._reserved = frozenset({0}).union(*(reserved(_read(path)) for path in self._subordinate))
+        return self._fd
 
     def _next(self) -> int:
         content = os.pread(self._fd, _NEXT.size, 0)
@@ -123,10 +131,8 @@ class Ids:
 
     def _forked(self) -> None:
         """In a forked child: drop the parent's open file. The parent's own copy keeps its locks."""
-        self._lock = threading.Lock()
-        fd, self._fd, self._mine = self._fd, -1, {}
-        if fd >= 0:
-            os.close(fd)
+        self._lock = threading.Lock()  # another thread may have held it at the fork
+        self.close()
 
 
 def reserved(text: str) -> set[int]:
