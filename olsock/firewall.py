@@ -212,7 +212,7 @@ def guard_bridge(bridge: str, subnet: IPv4Network, guarded: Iterable[str]) -> No
 
 def guard_port(interface: str, mac: bytes, address: IPv4Address) -> None:
     """Let only this sandbox's own addresses in at `interface`. To be called while the interface is down."""
-    unguard_port(interface)  # since Linux 6.16 a chain outlives its interface
+    unguard_port(interface)  # newer kernels (6.18 does) keep a chain whose interface is gone
     hook = _hook(_INGRESS, _FILTER)
     hook["attrs"].append(["NFTA_HOOK_DEV", interface])
     batch = _Batch(_NETDEV)

@@ -193,7 +193,7 @@ def _full(subnet: IPv4Network) -> str:
 def _settle(index: int) -> None:
     """Have the kernel act on it that the cable's ends are up, so that the first packet is not lost.
 
-    It does that some time later by itself, but (since Linux 6.9) at once for who asks about the interface.
+    It does that a little later by itself, but newer kernels do it at once for who asks about the interface.
     """
     with _netlink() as netlink:
         netlink.get_links(index)
