@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -22,17 +21,30 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Literal, Self
+
+import msgspec
 
 from olsock import cgroups, hierarchies, rundir
 from olsock._core import cgroup, mounts
 from olsock.errors import KernelError, OlsockError
 
-KINDS = ("cgroups", "directories", "links")
+Kind = Literal["cgroups", "directories", "links"]
 LINK_PREFIX = "ols"  # of every network interface that we make
 
 _NAME = re.compile(r"[0-9]{1,10}-[0-9a-f]{8}")
 _DEADLINE = 10.0
+
+
+class _State(msgspec.Struct):
+    """state.json."""
+
+    pid: int = 0
+    started: float = 0.0
+    argv0: str = ""
+    cgroups: list[str] = msgspec.field(default_factory=list)
+    directories: list[str] = msgspec.field(default_factory=list)
+    links: list[str] = msgspec.field(default_factory=list)
 
 
 class Instance:
@@ -41,12 +53,7 @@ class Instance:
     def __init__(self, name: str, directory: str, lock_fd: int) -> None:
         self.name, self.directory = name, directory
         self._lock_fd, self._owner = lock_fd, os.getpid()
-        self._state: dict[str, Any] = {
-            "pid": self._owner,
-            "started": time.time(),
-            "argv0": sys.argv[0] if sys.argv else "",
-            **{kind: [] for kind in KINDS},
-        }
+        self._state = _State(self._owner, time.time(), sys.argv[0] if sys.argv else "")
         # A forked child must not keep the lock, or its parent would seem to live as long as it does.
         os.register_at_fork(after_in_child=self._forked)
 
@@ -62,15 +69,16 @@ class Instance:
         instance._write()
         return instance
 
-    def record(self, kind: str, *values: str) -> None:
+    def record(self, kind: Kind, *values: str) -> None:
         """Note that something outlives this process unless it is removed: call it before that is made."""
-        known: list[str] = self._state[kind]
+        known: list[str] = getattr(self._state, kind)
         known += [value for value in values if value not in known]
         self._write()
 
-    def forget(self, kind: str, *values: str) -> None:
+    def forget(self, kind: Kind, *values: str) -> None:
         """Note that something was removed."""
-        self._state[kind] = [value for value in self._state[kind] if value not in values]
+        known: list[str] = getattr(self._state, kind)
+        known[:] = [value for value in known if value not in values]
         self._write()
 
     def record_cgroups(self, paths: Iterable[str]) -> None:
@@ -94,8 +102,8 @@ class Instance:
     def _write(self) -> None:
         path = os.path.join(self.directory, "state.json")
         fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(self._state, file)
+        with open(fd, "wb") as file:
+            file.write(msgspec.json.encode(self._state))
         os.rename(f"{path}.new", path)
 
     def _forked(self) -> None:
@@ -139,9 +147,9 @@ def list_instances(run: str = rundir.RUN) -> list[Entry]:
         entries = []
         for name in _names(run_fd):
             lock_fd = _lock_if_dead(run_fd, name)
-            entries.append(_entry(run_fd, name, alive=lock_fd is None))
             if lock_fd is not None:
                 os.close(lock_fd)
+            entries.append(_entry(run_fd, name, alive=lock_fd is None))
     return entries
 
 
@@ -320,25 +328,31 @@ def _lock_if_dead(run_fd: int, name: str) -> int | None:
 
 
 def _entry(run_fd: int, name: str, *, alive: bool) -> Entry:
-    try:
-        fd = os.open(f"{name}/state.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=run_fd)
-        with open(fd, encoding="utf-8") as file:
-            state = json.load(file)
-    except (FileNotFoundError, ValueError):
-        state = {}
-    pid = state.get("pid", int(name.split("-")[0]))
-    paths = tuple(state.get("cgroups", ()))
+    state = _read_state(run_fd, name)
     return Entry(
         name=name,
         alive=alive,
-        pid=pid,
-        started=state.get("started", 0.0),
-        argv0=state.get("argv0", ""),
-        sandboxes=_busy_leaves(paths[0]) if paths else 0,
-        cgroups=paths,
-        directories=tuple(state.get("directories", ())),
-        links=tuple(state.get("links", ())),
+        pid=state.pid or int(name.split("-")[0]),
+        started=state.started,
+        argv0=state.argv0,
+        sandboxes=_busy_leaves(state.cgroups[0]) if state.cgroups else 0,
+        cgroups=tuple(state.cgroups),
+        directories=tuple(state.directories),
+        links=tuple(state.links),
     )
+
+
+def _read_state(run_fd: int, name: str) -> _State:
+    """Read an entry's state; one that was not written whole says nothing."""
+    try:
+        fd = os.open(f"{name}/state.json", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=run_fd)
+    except FileNotFoundError:
+        return _State()
+    with open(fd, "rb") as file:
+        try:
+            return msgspec.json.decode(file.read(), type=_State)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _State()
 
 
 def _busy_leaves(path: str) -> int:
