@@ -2,9 +2,9 @@
 
     python benchmarks/breakdown.py [--rounds N] [--spare N] [--imports numpy,pandas] [--packages DIR]
 
-Wraps the library's own functions, so a step's time includes what it calls (the rows below it, indented) and the wrapping
-itself, about a microsecond a call. What happens in other processes meanwhile (the spawner, an init, a zygote, a handler)
-shows as waiting in the step that waits for it.
+Wraps the library's own functions, so a step's time includes what it calls (the rows below it, indented) and the
+wrapping itself, about a microsecond a call. What happens in other processes meanwhile (the spawner, an init, a zygote,
+a handler) shows as waiting in the step that waits for it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ Place = tuple[str, ...]
 
 
 class Steps:
-    """Sums of time and counts of calls by path of names, one dictionary a cycle. Only the main thread's calls are seen."""
+    """Time and calls by path of names, one dictionary a cycle. Only the main thread's calls are seen."""
 
     def __init__(self) -> None:
         self.cycles: list[dict[Place, list[float]]] = []

@@ -58,35 +58,37 @@ def one(sock: socket.socket, data: bytes, count: int) -> list[float]:
 def many(socks: list[socket.socket], data: bytes, count: int) -> list[float]:
     clock = time.perf_counter
     poll = select.epoll()
-    by_fd = {}
-    for sock in socks:
+    by_fd = {sock.fileno(): sock for sock in socks}
+    partial = dict.fromkeys(by_fd, b"")
+    begun: dict[int, float] = {}
+    taken: list[float] = []
+    for fd, sock in by_fd.items():
         sock.setblocking(False)
-        poll.register(sock, select.EPOLLIN)
-        by_fd[sock.fileno()] = [sock, b"", 0.0]
-    sent, taken = 0, []
-    for state in list(by_fd.values())[:count]:
-        state[2] = clock()
-        state[0].send(data)
-        sent += 1
+        poll.register(fd, select.EPOLLIN)
+        if len(begun) < count:
+            begun[fd] = clock()
+            sock.send(data)
+    sent = len(begun)
     while len(taken) < count:
         ready = poll.poll(60)
         if not ready:
             raise SystemExit("client: no reply in 60 s")
         for fd, _ in ready:
-            state = by_fd[fd]
-            more = state[0].recv(65536)
+            sock = by_fd[fd]
+            more = sock.recv(65536)
             if not more:
                 raise SystemExit("client: connection closed")
-            state[1] += more
-            if len(state[1]) != length(state[1]):
+            reply = partial[fd] + more
+            if len(reply) != length(reply):
+                partial[fd] = reply
                 continue
             now = clock()
-            taken.append(now - state[2])
-            state[1] = b""
+            taken.append(now - begun[fd])
+            partial[fd] = b""
             if sent < count:
                 sent += 1
-                state[2] = now
-                state[0].send(data)
+                begun[fd] = now
+                sock.send(data)
     poll.close()
     return taken
 
@@ -95,7 +97,10 @@ def main() -> None:
     port, path, connections, count, warm_up = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6])
     data = request(port, path)
     socks = [connect(port) for _ in range(connections)]
-    run = (lambda n: one(socks[0], data, n)) if connections == 1 else (lambda n: many(socks, data, n))
+
+    def run(number: int) -> list[float]:
+        return one(socks[0], data, number) if connections == 1 else many(socks, data, number)
+
     if warm_up:
         run(warm_up)
     begun = time.perf_counter()

@@ -109,7 +109,7 @@ def interleave(
     settle: float = SETTLE,
     tick: Callable[[int, int], None] = lambda done, all: None,
 ) -> dict[str, Samples]:
-    """Run all contenders in turn, in an order drawn anew each round, so that what changes on the host meets all alike.
+    """Run all contenders in turn, in an order drawn anew each round: what happens on the host meets all of them.
 
     A contender returns the seconds it took, without its own tidying up. Before each there are `settle` seconds of
     nothing, in which whatever any of them left to be done in the background gets done. Those in `every` run only in each

@@ -1,7 +1,7 @@
-"""What we compare with: bubblewrap, runc and crun running the same program in the same namespaces, and a bare fork server.
+"""What we compare with: bubblewrap, runc and crun with the same program and namespaces, and a bare fork server.
 
-Each is started in the cheapest way there is, a posix_spawn with /dev/null for its streams, so the comparison errs in its
-favour: our own figure includes pipes for the program's output.
+Each is started in the cheapest way there is, a posix_spawn with /dev/null for its streams, so the comparison errs in
+its favour: our own figure includes pipes for the program's output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def links() -> list[tuple[str, str]]:
 class Command:
     """A program that makes a sandbox, runs /bin/true in it and cleans up, all before it ends."""
 
-    def __init__(self, argv: Callable[[], Sequence[str]], why_not: Callable[[str], str] = str) -> None:
+    def __init__(self, argv: Callable[[], list[str]], why_not: Callable[[str], str] = str) -> None:
         """Prove that it works, by running it once; `argv` is called anew for each run."""
         self._argv = argv
         self._null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -128,8 +129,9 @@ def uvicorn(folder: Path) -> Server:
     port = free_port()
     options = f"--app-dir {HERE} --port {port} --loop uvloop --http httptools --no-access-log --log-level warning"
     argv = [sys.executable, "-m", "uvicorn", "hello:app", *options.split(" ")]
-    if subprocess.run([sys.executable, "-c", "import uvicorn, uvloop, httptools"], capture_output=True, check=False).returncode:
-        raise PeerError("uvicorn, uvloop or httptools is not installed (pip install olsock[bench])")
+    missing = [name for name in ("uvicorn", "uvloop", "httptools") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PeerError(f"{', '.join(missing)} not installed (pip install olsock[bench])")
     return Server(argv, port, "/", folder / "uvicorn.log")
 
 
