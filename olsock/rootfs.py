@@ -89,12 +89,26 @@ def _etc(recipe: Recipe) -> dict[str, bytes]:
         "nsswitch.conf": b"passwd: files\ngroup: files\nhosts: files dns\n",
         "resolv.conf": b"",
     }
-    for name in ("ld.so.cache", "ld.so.conf", "localtime") + (("resolv.conf",) if recipe.network else ()):
+    for name in ("ld.so.cache", "ld.so.conf", "localtime"):
         try:
             files[name] = Path("/etc", name).read_bytes()
         except OSError:
             continue
+    if recipe.network:
+        files["resolv.conf"] = _resolver()
     return files
+
+
+def _resolver() -> bytes:
+    """The host's resolv.conf; where it names a stub on the host's loopback (systemd-resolved), what is behind that."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            content = Path(path).read_bytes()
+        except OSError:
+            continue
+        if b"nameserver 127." not in content:
+            return content
+    return b""
 
 
 def _make_directories(root: int, path: str, owner: int) -> None:

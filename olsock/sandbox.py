@@ -52,7 +52,7 @@ class Sandbox:
         try:
             self._setup(host, recipe, base, program)
             if spec.network == "bridge":
-                self._lease = network.connect(self._blank.box.pid, self.name)
+                self._lease = network.connect(self._blank.box.pid, self.name, host.instance.name)
         except BaseException:
             self._blank.remove()
             raise
