@@ -5,7 +5,6 @@ Together they cost more than the fork itself (a network namespace alone about 0.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
@@ -20,6 +19,8 @@ SHM_SIZE = 16 * 1024 * 1024
 FIRST_ID = 1000
 LAST_ID = 65000
 
+Tmpfs = tuple[int, int]  # bytes and inodes of /tmp; /dev/shm has as many inodes, and no more bytes than SHM_SIZE
+
 
 @dataclass(slots=True)
 class Kit:
@@ -31,7 +32,7 @@ class Kit:
     netns: int
     tmp: int
     shm: int
-    tmpfs_size: int
+    tmpfs: Tmpfs
     uid: int
 
     def close_fds(self) -> None:
@@ -46,7 +47,6 @@ class Kit:
         self.owner.free(self.uid)
 
 
-
 class Kits:
     """A small stock of kits for one zygote, refilled by a thread after each use."""
 
@@ -57,22 +57,20 @@ class Kits:
         self._next_id = FIRST_ID
         self._used: set[int] = set()
         self._number = 0
-        self._like: tuple[Limits, int] = (Limits(memory=512 * MIB, swap=0, pids=64), 64 * MIB)  # what was asked for last
+        # What was asked for last; to begin with, the defaults.
+        self._like: tuple[Limits, Tmpfs] = (Limits(memory=512 * MIB, swap=0, pids=64), (64 * MIB, 16384))
         self._stock: Stock[Kit] = Stock(lambda: self._make(*self._like), Kit.release, spare, "olsock-kits")
         self._stock.refill()
 
     def take(self, spec: FunctionSpec) -> Kit:
         """Return a kit with the limits of `spec`, from the stock if there is one that fits."""
-        self._like = (spec.limits, spec.tmpfs_size)
+        like = self._like = (spec.limits, (spec.tmpfs_size, spec.tmpfs_inodes))
         kit = self._stock.take()
         if kit is None:
-            return self._make(*self._like)
+            return self._make(*like)
         try:
-            if kit.tmpfs_size != spec.tmpfs_size:
-                os.close(kit.tmp)
-                kit.tmp = -1
-                kit.tmp = self._tmpfs(spec.tmpfs_size, kit.uid)
-                kit.tmpfs_size = spec.tmpfs_size
+            if kit.tmpfs != like[1]:
+                self._fill(kit, like[1])
             kit.leaf.set(spec.limits)
         except BaseException:
             kit.release()
@@ -88,9 +86,14 @@ class Kits:
         """Remove the stock."""
         self._stock.close()
 
-    def _tmpfs(self, size: int, uid: int) -> int:
-        host_id = self._block.base + uid
-        return mounts.tmpfs(size, inodes=max(1024, size // 4096), mode=0o1777, uid=host_id, gid=host_id)
+    def _fill(self, kit: Kit, tmpfs: Tmpfs) -> None:
+        """Give a kit its file systems, instead of those that it may have."""
+        process.close_all(kit.tmp, kit.shm)
+        kit.tmp = kit.shm = -1
+        (size, inodes), owner = tmpfs, self._block.base + kit.uid
+        kit.tmp = mounts.tmpfs(size, inodes=inodes, mode=0o1777, uid=owner, gid=owner)
+        kit.shm = mounts.tmpfs(min(SHM_SIZE, size), inodes=inodes, mode=0o1777, uid=owner, gid=owner)
+        kit.tmpfs = tmpfs
 
     def _claim_id(self) -> int:
         with self._lock:
@@ -102,16 +105,15 @@ class Kits:
             self._next_id = uid + 1 if uid < LAST_ID else FIRST_ID
             return uid
 
-    def _make(self, limits: Limits, tmpfs_size: int) -> Kit:
+    def _make(self, limits: Limits, tmpfs: Tmpfs) -> Kit:
         uid = self._claim_id()
         leaf = self._domain.leaf(f"s-{self._number}-{uid}")
-        kit = Kit(self, leaf, -1, -1, -1, -1, tmpfs_size, uid)
+        kit = Kit(self, leaf, -1, -1, -1, -1, tmpfs, uid)
         try:
             leaf.set(limits)
             leaf.delegate(self._block.base)
             kit.cgroup = leaf.detached_fd()
-            kit.tmp = self._tmpfs(tmpfs_size, uid)
-            kit.shm = self._tmpfs(min(SHM_SIZE, tmpfs_size), uid)
+            self._fill(kit, tmpfs)
             if self._network:
                 kit.netns = self._box.new_network()
         except BaseException:

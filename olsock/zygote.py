@@ -273,9 +273,9 @@ class Zygote:
         if kit.netns >= 0:
             flags |= _NETWORK_GIVEN
             fds.append(kit.netns)
-        parts = [u32(flags, kit.uid, kit.uid), rlimits(limits(spec.nofile, spec.fsize)), u32(len(trees))]
-        parts += [string(target) for target, _ in trees]
-        parts += [u32(len(rootfs.MASKED)), *map(string, rootfs.MASKED), blob(self._filter)]
+        parts = [u32(flags, kit.uid, kit.uid), u32(len(trees)), *(string(target) for target, _ in trees)]
+        parts += [u32(len(rootfs.MASKED)), *map(string, rootfs.MASKED)]
+        parts += [rlimits(limits(spec.nofile, spec.fsize)), blob(self._filter)]
         return b"".join(parts), fds + [fd for _, fd in trees]
 
     def _find(self, kit: Kit, ends: Endpoints) -> tuple[int, int]:

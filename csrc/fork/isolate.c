@@ -2,7 +2,7 @@
  * A handler's sandbox, from inside: the twin of olsock/zygote.py, which packs the request.
  *
  *   fds: channel, log, cgroup [, network namespace], trees...
- *   u32 flags, u32 uid, u32 gid, u32 n + rlimits, u32 n + targets of trees, u32 n + masks, blob filter
+ *   u32 flags, u32 uid, u32 gid, u32 n + targets of trees, u32 n + masks, u32 n + rlimits, blob filter
  *
  * No pivot_root: the zygote's root, copied by CLONE_NEWNS, already is the handler's; what is the handler's own is mounted
  * over it. Nothing below a mount can be reached again without capabilities.
@@ -150,22 +150,23 @@ static int isolate(struct ols_packet *p, int *ret_channel, struct ols_err *reter
         if (netns < 0 || setns(netns, CLONE_NEWNET) < 0)
             return ols_fail(reterr, errno, "setns(network namespace)", "");
     }
-    int r = privilege_set_rlimits(p, reterr);
-    if (r < 0)
-        return r;
-    r = attach_trees(p, reterr);
+    int r = attach_trees(p, reterr);
     if (r < 0)
         return r;
     r = mount_proc(p, reterr);
+    if (r < 0)
+        return r;
+    r = set_fds(ret_channel, log, reterr);
+    if (r < 0)
+        return r;
+    /* Only now: with a small RLIMIT_NOFILE and many files open in the zygote, nothing above could open another. */
+    r = privilege_set_rlimits(p, reterr);
     if (r < 0)
         return r;
     size_t size;
     const void *program = packet_blob(p, &size);
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "filter");
-    r = set_fds(ret_channel, log, reterr);
-    if (r < 0)
-        return r;
     r = privilege_clear_groups(reterr); /* package code may have set some */
     if (r >= 0)
         r = privilege_become(uid, gid, reterr);
