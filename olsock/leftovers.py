@@ -25,12 +25,11 @@ from typing import Literal, Self
 
 import msgspec
 
-from olsock import cgroups, hierarchies, rundir
+from olsock import cgroups, hierarchies, network, rundir
 from olsock._core import cgroup, mounts
 from olsock.errors import KernelError, OlsockError
 
-Kind = Literal["cgroups", "directories", "links"]
-LINK_PREFIX = "ols"  # of every network interface that we make
+Kind = Literal["cgroups", "directories"]
 
 _NAME = re.compile(r"[0-9]{1,10}-[0-9a-f]{8}")
 _DEADLINE = 10.0
@@ -44,7 +43,6 @@ class _State(msgspec.Struct):
     argv0: str = ""
     cgroups: list[str] = msgspec.field(default_factory=list)
     directories: list[str] = msgspec.field(default_factory=list)
-    links: list[str] = msgspec.field(default_factory=list)
 
 
 class Instance:
@@ -124,7 +122,6 @@ class Entry:
     sandboxes: int  # leaves of its cgroup tree with a process in them
     cgroups: tuple[str, ...]
     directories: tuple[str, ...]
-    links: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +175,6 @@ def clean(run: str = rundir.RUN) -> list[Removal]:
 def _clean(run: str, entry: Entry) -> list[Removal]:
     removed = []
     todo: list[tuple[str, Callable[[str], bool]]] = [(path, _remove_cgroup) for path in _all_cgroups(entry)]
-    todo += [(link, _remove_link) for link in entry.links]
     todo += [(path, _remove_directory) for path in entry.directories]
     for what, remove in todo:
         try:
@@ -186,6 +182,11 @@ def _clean(run: str, entry: Entry) -> list[Removal]:
                 removed.append(Removal(entry.name, what))
         except (OSError, OlsockError) as error:
             removed.append(Removal(entry.name, what, str(error)))
+    try:
+        # The interfaces themselves say whose they are.
+        removed += [Removal(entry.name, f"network interface {link}") for link in network.clean({entry.name})]
+    except (OSError, OlsockError) as error:
+        removed.append(Removal(entry.name, "network interfaces", str(error)))
     # With a problem left it stays, so that the next clean finds the rest.
     if not any(removal.problem for removal in removed):
         with _run_locked(run) as run_fd:
@@ -248,18 +249,6 @@ def _remove_directory(path: str) -> bool:
         return False
     finally:
         os.close(parent_fd)
-
-
-def _remove_link(name: str) -> bool:
-    if not name.startswith(LINK_PREFIX):
-        raise KernelError("remove network interface", name, errno.EPERM, "not a name that olsock gives")
-    from pyroute2 import IPRoute  # slow to import, and hardly ever needed here
-
-    with IPRoute() as netlink:
-        indexes = netlink.link_lookup(ifname=name)
-        for index in indexes:
-            netlink.link("del", index=index)
-    return bool(indexes)
 
 
 def _open_parent(path: str) -> tuple[int, str] | None:
@@ -338,7 +327,6 @@ def _entry(run_fd: int, name: str, *, alive: bool) -> Entry:
         sandboxes=_busy_leaves(state.cgroups[0]) if state.cgroups else 0,
         cgroups=tuple(state.cgroups),
         directories=tuple(state.directories),
-        links=tuple(state.links),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from olsock import leftovers
 from olsock.cgroups import Tree
@@ -239,6 +242,26 @@ class TestRefusals:
             (removal,) = self.clean(dead, cgroups=[leaf.paths[0]])
             assert removal.problem and child.poll() is None and leaf.pids() == [child.pid]
 
-    def test_interfaces_must_have_our_prefix(self, dead: Path) -> None:
-        (removal,) = self.clean(dead, links=["lo"])
-        assert removal.problem and os.path.exists("/sys/class/net/lo")
+
+def test_network_interfaces_go_with_their_process(run: str) -> None:
+    """Those of a dead one, by the name that they bear; those of others stay."""
+    names = {"olsock-0ab1fff1": "1-0123abcd", "olsock-0ab1fff2": "2-0123abcd"}
+    with Instance.create(run), IPRoute() as netlink, contextlib.ExitStack() as stack:
+        for name, owner in names.items():
+            try:
+                netlink.link("add", ifname=name, kind="veth", peer={"ifname": f"peer-{name[-8:]}"})
+            except NetlinkError as error:
+                if error.code == errno.EOPNOTSUPP:
+                    pytest.skip("this kernel makes no veth")
+                raise
+            (index,) = netlink.link_lookup(ifname=name)
+            stack.callback(_unless_gone, netlink, name)
+            netlink.link("set", index=index, ifalias=f"olsock {owner} test")
+        Path(run, "1-0123abcd").mkdir()
+        assert "network interface olsock-0ab1fff1" in {str(removal) for removal in leftovers.clean(run)}
+        assert [bool(netlink.link_lookup(ifname=name)) for name in names] == [False, True]
+
+
+def _unless_gone(netlink: IPRoute, name: str) -> None:
+    for index in netlink.link_lookup(ifname=name):
+        netlink.link("del", index=index)
