@@ -51,7 +51,10 @@ STEPS = {
     "olsock.cgroups:Group.remove": "remove the cgroup",
     "olsock.cgroups:prune": "rmdir",
     "olsock._core.cgroup:write": "write a cgroup file",
-    "olsock.host:Host.base": "base tree (kept)",
+    "olsock.bases:Bases.place": "base tree (kept)",
+    "olsock.blanks:Blanks.take": "take a blank sandbox",
+    "olsock.blanks:Blanks._clone": "make a blank sandbox",
+    "olsock.blanks:Blank.remove": "remove the sandbox",
     "olsock.rootfs:build_writable": "build the overlay",
     "olsock.box:Box.__init__": "clone the init",
     "olsock.spawner:Spawner.clone": "ask the spawner, wait for pid",
@@ -76,6 +79,7 @@ STEPS = {
     "olsock.endpoints:Endpoints.close": "close our ends",
     "olsock.kits:Kits.take": "take a kit",
     "olsock.kits:Kits._make": "make a kit",
+    "olsock.kits:Kits._fill": "fill a kit",
     "olsock.kits:Kit.release": "release the kit",
     "olsock.kits:Kit.close_fds": "close the kit's fds",
     "olsock.zygote:bind_code": "bind the code",
@@ -156,7 +160,7 @@ class Steps:
             self._now = None
 
     def table(self, title: str) -> Table:
-        """Medians over all cycles; a step that a cycle did not take counts 0 there."""
+        """Medians over all cycles, without the steps that most of them did not take."""
         table = Table(title=title)
         table.add_column("step")
         for name in ("calls", "median us", "p10", "p90", "own us"):
@@ -171,11 +175,13 @@ class Steps:
         def add(path: Place) -> None:
             children = [p for p in paths if p[:-1] == path]
             if path:
+                calls = statistics.median(column(path, 1))
+                if not calls:  # taken in a few cycles only
+                    return
                 times = sorted(t * 1e6 for t in column(path, 0))
                 cut = statistics.quantiles(times, n=10) if len(times) > 1 else [times[0]] * 9
                 inner = [sum(ts) * 1e6 for ts in zip(*(column(p, 0) for p in children), strict=True)]
                 own = statistics.median(times) - (statistics.median(inner) if inner else 0.0)
-                calls = statistics.median(column(path, 1))
                 table.add_row(
                     "  " * (len(path) - 1) + path[-1],
                     f"{calls:g}",
@@ -192,7 +198,7 @@ class Steps:
         return table
 
 
-def sandbox_cycle(steps: Steps) -> None:
+def sandbox_cycle(steps: Steps, settle: float) -> None:
     with steps.cycle():
         with steps.step("create"):
             made = olsock.Sandbox()
@@ -200,6 +206,7 @@ def sandbox_cycle(steps: Steps) -> None:
             made.run(["/bin/true"])
         with steps.step("close"):
             made.close()
+    time.sleep(settle)  # what is kept ready is made anew meanwhile, as it is between two requests
 
 
 def fork_cycle(steps: Steps, parent: olsock.Zygote, code: str, settle: float) -> None:
@@ -210,7 +217,7 @@ def fork_cycle(steps: Steps, parent: olsock.Zygote, code: str, settle: float) ->
             made.wait_ready(10)
         with steps.step("close"):
             made.close()
-    time.sleep(settle)  # the stock of kits refills meanwhile, as it does between requests
+    time.sleep(settle)
 
 
 def measure(steps: Steps, rounds: int, cycle: Callable[[], None]) -> None:
@@ -227,13 +234,13 @@ def main() -> None:
     parser.add_argument("--spare", type=int, default=None, help="kits that a zygote keeps ready")
     parser.add_argument("--imports", default="", help="what the zygote imports, comma-separated")
     parser.add_argument("--packages", default=None, help="directory with installed packages")
-    parser.add_argument("--settle", type=float, default=0.003, help="seconds between two forks")
+    parser.add_argument("--settle", type=float, default=0.01, help="seconds between two cycles")
     given = parser.parse_args()
     console = Console(width=110 if not sys.stdout.isatty() else None)
     steps = Steps()
     steps.patch()
 
-    measure(steps, given.rounds, lambda: sandbox_cycle(steps))
+    measure(steps, given.rounds, lambda: sandbox_cycle(steps, given.settle))
     console.print(steps.table(f"exec'd sandbox, {given.rounds} cycles"))
 
     imports = [name for name in given.imports.split(",") if name]

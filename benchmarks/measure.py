@@ -109,11 +109,11 @@ def interleave(
     settle: float = SETTLE,
     tick: Callable[[int, int], None] = lambda done, all: None,
 ) -> dict[str, Samples]:
-    """Run all contenders in turn, in an order drawn anew each round: what happens on the host meets all of them.
+    """Run all contenders in turn, in an order drawn anew each round, so that all meet the same luck.
 
     A contender returns the seconds it took, without its own tidying up. Before each there are `settle` seconds of
-    nothing, in which whatever any of them left to be done in the background gets done. Those in `every` run only in each
-    n-th round (runc is slow).
+    nothing, in which whatever any of them left to be done in the background gets done. Those in `every` run in each
+    n-th round only (runc is slow).
     """
     samples = {name: Samples() for name in contenders}
     draw = random.Random(2)
