@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from support import capabilities
-from support.require import must_work
+from support.require import require
 
 KINDS = ("unit", "system", "attack", "fault")
 PRIVILEGED = frozenset(KINDS) - {"unit"}
@@ -27,10 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, probe in capabilities.FOR_MARKER.items():
-        if item.get_closest_marker(marker) and (reason := probe()):
-            if must_work():
-                pytest.fail(f"OLSOCK_MUST_WORK=1: {reason}", pytrace=False)
-            pytest.skip(reason)
+        if item.get_closest_marker(marker):
+            require(not probe(), probe())
 
 
 @pytest.fixture(scope="session")
