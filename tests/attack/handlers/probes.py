@@ -379,6 +379,12 @@ def kill_each(numbers):
     return {str(pid): outcome(os.kill, pid, signal.SIGUSR2) for pid in numbers}
 
 
+def kill_range(first, last):
+    """Which of these numbers are processes other than this one that a signal finds, and what it said."""
+    said = kill_each(number for number in range(first, last) if number != os.getpid())
+    return {pid: outcome for pid, outcome in said.items() if outcome != "ESRCH"}
+
+
 def kill_everybody():
     return outcome(os.kill, -1, signal.SIGKILL)
 
@@ -505,6 +511,30 @@ def swallow(kind, mib):
 def swallow_outcome(kind, mib):
     """`swallow` for a kind that ends in an error rather than death."""
     return outcome(swallow, kind, mib)
+
+
+def open_many(most):
+    """Open files until it is enough; how many there were and what stopped it."""
+    kept, why = [], "enough"
+    while len(kept) < most:
+        try:
+            kept.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as e:
+            why = errno.errorcode[e.errno]
+            break
+    for fd in kept:
+        os.close(fd)
+    return [len(kept), why]
+
+
+def make_files(directory, most):
+    """Make empty files until it is enough; how many there were and what stopped it."""
+    for made in range(most):
+        try:
+            os.close(os.open(f"{directory}/{made}", os.O_CREAT | os.O_WRONLY))
+        except OSError as e:
+            return [made, errno.errorcode[e.errno]]
+    return [most, "enough"]
 
 
 # -- 70: not coming back -----------------------------------------------------------------------------------------------
