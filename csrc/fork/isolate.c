@@ -12,6 +12,7 @@
 
 #include "../core/cleanup.h"
 #include "../core/syscalls.h"
+#include "../core/thread_id.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -30,30 +31,9 @@ enum request_flags { NETWORK_GIVEN = 1, NETWORK_SHARED = 2 };
 
 static uint32_t flags;
 
-/*
- * Where the C library keeps this thread's id. After a raw clone it would still be the zygote's there, and the child's first
- * own thread, which really gets that id, would own main's recursive mutexes; so the kernel is asked to correct it in the
- * child. It was told the address when the thread was made (prctl(2), PR_GET_TID_ADDRESS). A kernel without
- * CONFIG_CHECKPOINT_RESTORE does not say; glibc's struct pthread has the id 16 bytes before the robust list's head
- * (nptl/descr.h: pid_t tid, pid_t pid_ununused, void *robust_prev), which is believed only if the id is there.
- */
-static int *tid_address(void)
-{
-    int *tid = NULL;
-    char *head = NULL;
-    size_t size = 0;
-
-    if (prctl(PR_GET_TID_ADDRESS, &tid, 0, 0, 0) == 0)
-        return tid;
-    if (syscall(SYS_get_robust_list, 0, &head, &size) < 0 || !head)
-        return NULL;
-    tid = (int *) (void *) (head - 16);
-    return *tid == (int) syscall(SYS_gettid) && *tid == getpid() ? tid : NULL;
-}
-
 pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
 {
-    int *tid = tid_address();
+    int *tid = thread_id_address();
 
     flags = packet_u32(p);
     int channel = packet_fd(p), log = packet_fd(p), cgroup = packet_fd(p);
@@ -62,7 +42,7 @@ pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "fork");
     if (!tid)
-        return ols_fail(reterr, ENOSYS, "prctl(PR_GET_TID_ADDRESS)", "kernel without CONFIG_CHECKPOINT_RESTORE");
+        return ols_fail(reterr, ENOSYS, "thread id", "kernel without CONFIG_CHECKPOINT_RESTORE and an unknown C library");
 
     struct clone_args args = {
         /* CLONE_PARENT: the sandbox's init, not the zygote, is the one who reaps and knows the exit status. */

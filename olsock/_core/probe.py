@@ -66,8 +66,8 @@ _PROBES: dict[str, tuple[str, str, bool]] = {
     "overlay": ("rootfs=DIR and writable=True", "modprobe overlay; /usr must not itself lie two overlays deep", False),
     "seccomp": ("system call filters", "CONFIG_SECCOMP_FILTER", True),
     "tid_address": (
-        "forking zygotes safely (PR_GET_TID_ADDRESS)",
-        "CONFIG_CHECKPOINT_RESTORE; without it there are no zygotes, while functions start cold as ever",
+        "forking zygotes with a right thread id",
+        "CONFIG_CHECKPOINT_RESTORE (PR_GET_TID_ADDRESS) or glibc; without both there are no zygotes, functions start cold",
         False,
     ),
     "pidfd": ("waiting for and signalling processes", "kernel 5.3", True),
