@@ -1,4 +1,4 @@
-"""Handlers that crash, hang or will not die, and zygotes that are killed: each has its own reply, and the worker goes on."""
+"""Handlers that crash, hang or will not die, and killed zygotes: each has its own reply, and the worker goes on."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ HANGS = {
     "busy": "while True: pass",
     "sleep": "import time; time.sleep(60)",
     "ignores_sigterm": "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)",
-    "stopped": "import os, signal; pid = os.fork()\n    if not pid: os.kill(os.getpid(), signal.SIGSTOP)\n    os.waitpid(pid, 0)",
-    "daemon": "import os, time\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0: time.sleep(60)\n        os._exit(0)\n"
+    "stopped": "import os, signal; pid = os.fork()\n"
+    "    if not pid: os.kill(os.getpid(), signal.SIGSTOP)\n    os.waitpid(pid, 0)",
+    "daemon": "import os, time\n    if os.fork() == 0:\n        os.setsid()\n"
+    "        if os.fork() == 0: time.sleep(60)\n        os._exit(0)\n"
     "    time.sleep(60)",
     "floods_its_log": "while True: print('x' * 1000)",
 }

@@ -21,7 +21,7 @@ Make = Callable[..., WorkerProcess]
 
 
 def test_a_drain_loses_no_accepted_request(fresh: Make) -> None:
-    """Clients that keep their connections and clients that do not, under way when SIGTERM comes (attack 82)."""
+    """Clients that keep their connections and clients that do not, under way when SIGTERM comes."""
     worker = fresh()
     worker.call("slow", {"s": 0})
     answered: list[int] = []
@@ -75,7 +75,7 @@ def test_a_drain_loses_no_accepted_request(fresh: Make) -> None:
     assert lost == []
     assert set(answered) <= {200, 503} and answered.count(200) > 10
     assert [reply.status for reply in long] == [200]
-    # A connection that the kernel had made but nobody had accepted when the listener closed is reset: a handful at most.
+    # A connection that the kernel had made but nobody had accepted when the listener closed is reset: a few at most.
     assert len(refused) <= 4
 
 
@@ -144,7 +144,7 @@ def test_the_front_ends_with_its_broker(fresh: Make) -> None:
 
 
 def test_fifty_kills(fresh: Make) -> None:
-    """SIGKILL of broker or front at a random moment: each time the next start serves, and nothing piles up (attack 75)."""
+    """SIGKILL of broker or front at a random moment: each time the next start serves, and nothing piles up."""
     chance = random.Random(75)
     worker = fresh()
     slowest = 0.0

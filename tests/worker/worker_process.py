@@ -1,4 +1,4 @@
-"""A real `olsock-worker up` in a subprocess, on a free port of the loopback, with a registry and a state directory of its own."""
+"""A real `olsock-worker up` in a subprocess, with a port, a registry and a state directory of its own."""
 
 from __future__ import annotations
 

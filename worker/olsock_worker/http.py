@@ -158,6 +158,10 @@ class Connection(asyncio.Protocol):
         if length is not None and int(length) > self._edge.largest_body:
             self._too_large()
             return
+        if self._parser.should_upgrade() and (coding or length or self._parser.get_method() == b"CONNECT"):
+            # llhttp would take the body for the other protocol's bytes. Without one the wish can just be ignored.
+            self._refuse(*_BAD, "this server does not change protocols")
+            return
         self._head_bytes = 0
         if coding is not None or (length is not None and length != "0"):
             self._state = _BODY
