@@ -80,6 +80,7 @@ class Function:
         self._parts = parts
         self._closing = threading.Lock()
         self._closed = False
+        self._owner = os.getpid()
         self._output = bytearray()
         self.spec = parts.spec
         os.set_blocking(parts.ends.log, False)
@@ -192,7 +193,7 @@ class Function:
     def close(self) -> None:
         """Kill the handler and remove every trace of its sandbox. Idempotent; works on a paused one."""
         with self._closing:
-            if self._closed:
+            if self._closed or self._owner != os.getpid():  # a fork's copy is not the sandbox's owner
                 return
             self._closed = True
         self._parts.release()

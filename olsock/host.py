@@ -23,7 +23,9 @@ class Host:
 
     def __init__(self) -> None:
         if os.geteuid() != 0:
-            raise UnsupportedError("olsock needs root to make sandboxes (user namespaces with id ranges, cgroups, mounts)")
+            raise UnsupportedError(
+                "olsock needs root to make sandboxes (user namespaces with id ranges, cgroups, mounts)"
+            )
         self.pid = os.getpid()
         self._numbers = itertools.count(1)
         self.instance = Instance.create()

@@ -142,9 +142,7 @@ class Mailbox:
         assert answer.value is not None
         return answer.value, answer.fd
 
-    def call(
-        self, kind: int, payload: bytes, fds: Sequence[int] = (), timeout: float | None = None
-    ) -> tuple[int, int]:
+    def call(self, kind: int, payload: bytes, fds: Sequence[int] = (), timeout: float | None = None) -> tuple[int, int]:
         """Send a request and wait for its answer."""
         return self.receive(self.send(kind, payload, fds), timeout)
 
@@ -186,9 +184,7 @@ class Mailbox:
         """One packet and its fds; None at the timeout; an empty packet at the end."""
         self._socket.settimeout(timeout)
         try:
-            data, control, _, _ = self._socket.recvmsg(
-                4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-            )
+            data, control, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             return None
         except OSError:

@@ -193,6 +193,8 @@ def build_base(spawner: Spawner, recipe: Recipe, place: str) -> None:
         if recipe.directory is None:
             spawner.attach(bare, place)
         else:
+            if not os.stat(recipe.directory).st_mode & stat.S_IXOTH:
+                raise SpecError("rootfs", recipe.directory, "a directory that other users may enter (chmod o+rx)")
             # An overlay without an upper directory: read-only in its superblock, whatever is done to the mount.
             top = mounts.bind(recipe.directory, RDONLY | NOSUID | NODEV, recursive=False)
             stack.callback(os.close, top)

@@ -42,7 +42,7 @@ class Sandbox:
     def _make(self, host: hosts.Host) -> None:
         spec, network_own = self.spec, self.spec.network != "host"
         self._lock = threading.Lock()
-        self._closed = False
+        self._owner = os.getpid()
         self._lease: network.Lease | None = None
         program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
         recipe = self._recipe()
@@ -56,6 +56,7 @@ class Sandbox:
         except BaseException:
             self._blank.remove()
             raise
+        self._closed = False
 
     def _setup(self, host: hosts.Host, recipe: Recipe, base: str | None, program: bytes) -> None:
         spec, over = self.spec, Mounts()
@@ -194,7 +195,7 @@ class Sandbox:
     def close(self) -> None:
         """Kill what runs and remove every trace. Idempotent; a frozen sandbox can be closed."""
         with self._lock:
-            if self._closed:
+            if self._closed or self._owner != os.getpid():  # a fork's copy is not the sandbox's owner
                 return
             self._closed = True
         if self._lease is not None:

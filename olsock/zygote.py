@@ -68,6 +68,7 @@ class Zygote:
         self.spec = ZygoteSpec.parse(imports=imports, **options)
         self.bad: dict[str, str] = {}
         self._closed = False
+        self._owner = os.getpid()
         self._closing = threading.Lock()
         self._turn = threading.Lock()  # forks of one process are serial in the kernel as well
         self._functions: set[Function] = set()
@@ -94,7 +95,9 @@ class Zygote:
         init_leaf = self._domain.leaf("init")
         self._leaf = self._domain.leaf("zygote")
         self._leaf.set(self.spec.limits)
-        base = host.bases.place(self._interpreter.recipe(self.spec.network != "none"))  # before the clone, which copies it
+        base = host.bases.place(
+            self._interpreter.recipe(self.spec.network != "none")
+        )  # before the clone, which copies it
         self._box = box = Box(host.spawner, [(0, self._block.base, self._block.size)], init_leaf, network=own_network)
         init_leaf.attach(box.pid)
         over = Mounts()
@@ -311,7 +314,7 @@ class Zygote:
     def close(self) -> None:
         """End it and the handlers forked from it, and remove every trace. Idempotent."""
         with self._closing:
-            if self._closed:
+            if self._closed or self._owner != os.getpid():  # a fork's copy is not the zygote's owner
                 return
             self._closed = True
         for made in list(self._functions):

@@ -57,7 +57,9 @@ def new(type_: str, options: Mapping[str, str | None], attributes: int) -> int:
     )
 
 
-def tmpfs(size: int, *, inodes: int, mode: int = 0o1777, uid: int = 0, gid: int = 0, attributes: int = NOSUID | NODEV) -> int:
+def tmpfs(
+    size: int, *, inodes: int, mode: int = 0o1777, uid: int = 0, gid: int = 0, attributes: int = NOSUID | NODEV
+) -> int:
     """Return a detached tmpfs of at most `size` bytes and `inodes` files; `uid` and `gid` are the host's ids."""
     options = {"size": str(size), "nr_inodes": str(inodes), "mode": f"{mode:o}", "uid": str(uid), "gid": str(gid)}
     return new("tmpfs", options, attributes)
