@@ -91,7 +91,9 @@ static int prepare(struct ols_packet *p, const struct command *command, const st
 
     (void) sigemptyset(&none);
     (void) sigprocmask(SIG_SETMASK, &none, NULL);
-    (void) signal(SIGPIPE, SIG_DFL);
+    /* The spawner ignores some, and so would every program that has not heard of it. */
+    for (int number = 1; number <= SIGRTMAX; number++)
+        (void) signal(number, SIG_DFL);
     (void) setsid();
     r = set_stdio(p, command->n_stdio, reterr);
     if (r < 0)
