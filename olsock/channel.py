@@ -1,6 +1,6 @@
 """The library's end of a handler's channel: one request at a time, and no trust in what comes back.
 
-Frames are described in olsock/runtime/wire.py. A sandbox may send exactly READY (or FAULT or ERROR) once, and
+Frames are described in olsock/runtime/wire.py. A sandbox may send exactly STARTED (or FAULT), READY (or ERROR) once, and
 exactly one answer per request; anything else condemns it. Plain recv(2) has no room for ancillary data, so the kernel
 closes descriptors that a sandbox tries to pass.
 """
@@ -77,6 +77,7 @@ class Channel:
         self._max_reply = max_reply
         self._parser = wire.Parser(wire.FROM_BOX, max_reply + wire.MAX_META + wire.META.size)
         self._frames: deque[tuple[int, int, int, bytes]] = deque()
+        self._started = False
         self._ready: dict[str, Any] | None = None
         self._condemned = ""  # why
         self._aux = aux
@@ -91,6 +92,14 @@ class Channel:
         frame = wire.message(wire.CONFIG, 0, json.dumps(config).encode())
         with _Turn(self, timeout) as deadline:
             self._send([frame], deadline)
+
+    def wait_started(self, timeout: float | None = None) -> None:
+        """Wait until the runtime runs inside the finished sandbox, which is before the handler's import.
+
+        Raises `KernelError` if the set-up failed.
+        """
+        with _Turn(self, timeout) as deadline:
+            self._await_started(deadline)
 
     def wait_ready(self, timeout: float | None = None) -> dict[str, Any]:
         """Wait until the handler is imported; return READY's metadata. Later calls return it again.
@@ -126,18 +135,29 @@ class Channel:
     def _await_ready(self, deadline: Deadline) -> dict[str, Any]:
         if self._ready is not None:
             return self._ready
+        self._await_started(deadline)
+        kind, flags, request, payload = self._next(deadline)
+        if flags or request:
+            self._refuse(f"frame of request {request}, flags {flags} before READY")
+        if kind == wire.ERROR:
+            self._raise_error(payload, init=True)
+        if kind != wire.READY:
+            self._refuse(f"frame of kind {kind} before READY")
+        meta, _ = self._metadata(payload, _ready, empty=True)
+        self._ready = {"init_ms": meta.init_ms}
+        return self._ready
+
+    def _await_started(self, deadline: Deadline) -> None:
+        if self._started:
+            return
         kind, flags, request, payload = self._next(deadline)
         if flags or request:
             self._refuse(f"first frame is of request {request}, flags {flags}")
         if kind == wire.FAULT and len(payload) == FAULT_SIZE:
             raise packets.error(payload)
-        if kind == wire.ERROR:
-            self._raise_error(payload, init=True)
-        if kind != wire.READY:
+        if kind != wire.STARTED or payload:
             self._refuse(f"first frame is of kind {kind}")
-        meta, _ = self._metadata(payload, _ready, empty=True)
-        self._ready = {"init_ms": meta.init_ms}
-        return self._ready
+        self._started = True
 
     def _await_reply(self, request: int, deadline: Deadline) -> tuple[dict[str, Any], bytes]:
         kind, flags, answered, payload = self._next(deadline)

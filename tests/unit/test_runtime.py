@@ -910,17 +910,19 @@ def ask(channel: Channel, event: Any = None) -> Any:
 def test_zygote_on_every_interpreter(python: str, tmp_path: Path) -> None:
     made = Zygote(tmp_path, python)
     try:
-        report = made.prepare(["good", "random", "ssl"], good="value = 1")
+        report = made.prepare(["good", "random", "ssl"], good="import uuid\nvalue = uuid.getnode() and 1")
         assert (report["ok"], report["bad"], report["threads"]) == (True, {}, 1)
         assert report["modules"] > 10
         source = """
-            import gc, good, os, random, ssl, sys
+            import gc, good, os, random, ssl, sys, uuid
             def f(event):
-                return [good.value, random.random(), os.getppid(), gc.isenabled(), "__main__" in sys.modules]
+                return [good.value, random.random(), os.getppid(), gc.isenabled(), "__main__" in sys.modules,
+                        uuid.getnode()]
         """
         answers = [ask(made.fork(source)) for _ in range(3)]
         assert [a[0] for a in answers] == [1, 1, 1]
         assert len({a[1] for a in answers}) == 3
+        assert len({a[5] for a in answers}) == 3  # cached in the zygote: this is the runtime's doing, no hook's
         assert {a[2] for a in answers} == {made.process.pid}
         assert all(a[3] and a[4] for a in answers)
         made.sock.close()
