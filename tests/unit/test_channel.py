@@ -28,7 +28,9 @@ from olsock.runtime import wire
 
 pytestmark = pytest.mark.unit
 
-READY = wire.message(wire.READY, 0, b'{"init_ms": 1.5}')
+STARTED = wire.frame(wire.STARTED, 0)
+READY_ALONE = wire.message(wire.READY, 0, b'{"init_ms": 1.5}')
+READY = STARTED + READY_ALONE
 META = b'{"status":200,"content_type":"application/json"}'
 REQUEST = 0x0123456789ABCDEF
 SOON = 5.0  # a bound for what should come at once
@@ -129,7 +131,7 @@ def test_errors_of_one_invocation_leave_the_channel_usable(pair: Pair, kind: str
 
 
 def test_failed_import_condemns(pair: Pair) -> None:
-    pair.peer.sendall(error("init", 0))
+    pair.peer.sendall(STARTED + error("init", 0))
     with pytest.raises(InvocationError) as caught:
         pair.channel.wait_ready(SOON)
     assert caught.value.kind == "init"
@@ -138,10 +140,18 @@ def test_failed_import_condemns(pair: Pair) -> None:
 
 
 def test_failed_import_is_told_to_who_sends_to_the_dead(pair: Pair) -> None:
-    pair.peer.sendall(error("init", 0))
+    pair.peer.sendall(STARTED + error("init", 0))
     pair.peer.close()
     with pytest.raises(InvocationError):
         pair.channel.invoke(b"", {}, SOON)
+
+
+def test_started_before_the_import_ends(pair: Pair) -> None:
+    pair.peer.sendall(STARTED)
+    pair.channel.wait_started(SOON)
+    pair.channel.wait_started(0)
+    with pytest.raises(DeadlineError):
+        pair.channel.wait_ready(0.01)
 
 
 def test_fault_is_a_kernel_error(pair: Pair) -> None:
@@ -167,13 +177,16 @@ FOUL_FIRST = {
     "short fault": wire.frame(wire.FAULT, 0, bytes(255)),
     "long fault": wire.frame(wire.FAULT, 0, bytes(257)),
     "fault with an id": wire.frame(wire.FAULT, 1, bytes(256)),
+    "started with a payload": wire.frame(wire.STARTED, 0, b"x"),
+    "started with an id": wire.frame(wire.STARTED, 1),
     "unknown kind": wire.HEADER.pack(99, 0, 0, 0, 0),
     "a kind of ours": wire.message(wire.REQUEST, 0, b"{}"),
     "oversize": wire.HEADER.pack(wire.READY, 0, 0, wire.MAX_PAYLOAD + 1, 0),
     "text": b"HTTP/1.1 200 OK\r\n\r\n",
 }
 FOUL_ANSWER = {
-    "ready again": READY,
+    "ready again": READY_ALONE,
+    "started again": STARTED,
     "another id": reply(request=REQUEST ^ 1),
     "id 0": reply(request=0),
     "error for another id": error("handler", REQUEST ^ 1),
@@ -198,12 +211,24 @@ FOUL_ANSWER = {
 }
 
 
+@pytest.mark.parametrize("before", [b"", STARTED], ids=["first", "after STARTED"])
 @pytest.mark.parametrize("foul", FOUL_FIRST.values(), ids=FOUL_FIRST)
-def test_foul_first_frame(pair: Pair, foul: bytes) -> None:
-    pair.peer.sendall(foul)
+def test_foul_first_frames(pair: Pair, foul: bytes, before: bytes) -> None:
+    pair.peer.sendall(before + foul)
     with pytest.raises(ProtocolError):
         pair.channel.wait_ready(SOON)
     with pytest.raises(SandboxDeadError, match="condemned"):
+        pair.channel.wait_ready(SOON)
+
+
+@pytest.mark.parametrize(
+    "foul",
+    [READY_ALONE, error("init", 0), STARTED * 2, STARTED + wire.frame(wire.FAULT, 0, bytes(256))],
+    ids=["ready without started", "init error without started", "started twice", "fault after started"],
+)
+def test_first_frames_out_of_order(pair: Pair, foul: bytes) -> None:
+    pair.peer.sendall(foul)
+    with pytest.raises(ProtocolError):
         pair.channel.wait_ready(SOON)
 
 
@@ -396,7 +421,7 @@ frames = st.builds(
     st.one_of(
         st.binary(max_size=64),
         st.binary(max_size=8).map(lambda body: wire.META.pack(len(META)) + META + body),
-        st.sampled_from([READY[16:], error("handler", 0)[16:], error("init", 0)[16:], bytes(256)]),
+        st.sampled_from([b"", READY_ALONE[16:], error("handler", 0)[16:], error("init", 0)[16:], bytes(256)]),
     ),
     st.sampled_from([0, 0, 0, wire.MORE]),
 )
