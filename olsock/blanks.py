@@ -63,13 +63,7 @@ class Blanks:
                 leaf.remove(REMOVAL_TIMEOUT)
             block.release()
             raise
-        blank = Blank(block, leaf, box, bases)
-        try:
-            leaf.attach(box.pid)
-        except BaseException:
-            blank.remove()
-            raise
-        return blank
+        return Blank(block, leaf, box, bases)
 
     def take(self, limits: Limits, base: str | None, *, network: bool) -> Blank:
         """Return a blank with these limits that can copy the tree `base`."""

@@ -23,7 +23,7 @@ NEW_CGROUP, OWN_NETWORK, FILTER_INIT, NEW_TIME = 1, 2, 4, 8  # csrc/spawner/setu
 _TREE, _TMPFS, _PROC, _MASK = 1, 2, 3, 4  # csrc/spawner/root.c
 
 MEMLOCK = 64 * 1024
-MAX_ORPHANS = 4096
+MAX_ORPHANS = 256
 TIMEOUT = 30.0  # seconds; set-up takes well below a millisecond unless the host is in trouble
 
 
@@ -105,11 +105,15 @@ class Box:
         self._mailbox = Mailbox(ours, "the sandbox's init", self._left)
         self._setup_token = 0
         with theirs:
+            tasks: list[int] = []
             try:
-                self.pid, self.pidfd = cloner.clone(flags, maps, theirs.fileno(), leaf.fd)
+                tasks = leaf.open_tasks()
+                self.pid, self.pidfd = cloner.clone(flags, maps, theirs.fileno(), leaf.fd, tasks)
             except BaseException:
                 self._mailbox.close()
                 raise
+            finally:
+                process.close_all(*tasks)
 
     def _left(self, exited: Exited) -> None:
         if exited.token != packets.NO_TOKEN:

@@ -184,6 +184,26 @@ class Group:
         elif index is not None:
             self._write("cpu", "cpu.shares", "262144" if high else "1024")
 
+    def open_tasks(self) -> list[int]:
+        """Return new fds of the version 1 `tasks` files, for a process to enter them by writing "0"; none on version 2.
+
+        The way to the limits that costs no lock: see csrc/child/privilege.c, join_cgroups.
+        """
+        opened: list[int] = []
+        try:
+            for index in range(1, len(self._above.paths)):
+                path = f"{self.name}/tasks"
+                opened.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._above.fd(index)))
+        except OSError as error:
+            for fd in opened:
+                os.close(fd)
+            raise _failure("open", f"{self.paths[len(opened) + 1]}/tasks", error) from None
+        return opened
+
+    def has(self, pid: int) -> bool:
+        """Return whether a process is in every directory of the group, as this process's pid namespace numbers it."""
+        return all(str(pid) in self._get(index, "cgroup.procs").split() for index in range(len(self._above.paths)))
+
     def attach(self, pid: int) -> None:
         """Put a process that was born in the version 2 directory under the controllers on version 1."""
         for index in range(1, len(self._above.paths)):

@@ -25,6 +25,10 @@ class Endpoints:
         """The handler's ends: channel, log."""
         return [self._theirs.fileno(), self._their_log]
 
+    def send(self, frame: bytes) -> None:
+        """Put a frame into the channel, to be found by a handler that is yet to start."""
+        self.channel.sendall(frame)
+
     def close_theirs(self) -> None:
         """Close the handler's ends here, once it has its own. Idempotent."""
         self._theirs.close()

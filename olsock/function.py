@@ -19,9 +19,10 @@ from olsock.box import Command, Mounts, Setup, limits
 from olsock.cgroups import Leaf, Stats
 from olsock.channel import Channel
 from olsock.endpoints import Endpoints, read_tail
-from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError
+from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError, SpecError
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.rootfs import TASK
+from olsock.runtime import wire
 from olsock.spec import USER, FunctionSpec
 
 SHM_SIZE = 16 * 1024 * 1024
@@ -66,17 +67,16 @@ class Function:
 
     def __init__(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> None:
         spec = FunctionSpec.parse(code=code, handler=handler, **options)
-        interpreter = Interpreter(spec.python, spec.packages)
-        self._adopt(_start_cold(hosts.current(), spec, interpreter), interpreter)
+        self._adopt(_start_cold(hosts.current(), spec, Interpreter(spec.python, spec.packages)))
 
     @classmethod
-    def forked(cls, parts: Parts, interpreter: Interpreter) -> Self:
+    def forked(cls, parts: Parts) -> Self:
         """Take over a handler that a zygote has forked."""
         self = cls.__new__(cls)
-        self._adopt(parts, interpreter)
+        self._adopt(parts)
         return self
 
-    def _adopt(self, parts: Parts, interpreter: Interpreter) -> None:
+    def _adopt(self, parts: Parts) -> None:
         self._parts = parts
         self._closing = threading.Lock()
         self._closed = False
@@ -85,22 +85,16 @@ class Function:
         self.spec = parts.spec
         os.set_blocking(parts.ends.log, False)
         self._channel = Channel(parts.ends.channel, aux=(parts.ends.log, self._drain))
-        try:
-            self._channel.configure(
-                {
-                    "code": TASK,
-                    "handler": str(parts.spec.handler),
-                    "env": {**ENVIRONMENT, **parts.spec.env},
-                    "path": interpreter.path,
-                    "cwd": TASK,
-                }
-            )
-        except BaseException:
-            self.close()
-            raise
 
     def _drain(self) -> bool:
         return read_tail(self._parts.ends.log, self._output, LOG_LIMIT)
+
+    def wait_started(self, timeout: float | None = None) -> None:
+        """Wait until the sandbox is finished and its runtime runs; the handler's module is imported after that."""
+        try:
+            self._channel.wait_started(timeout or self.spec.timeout or INIT_TIMEOUT)
+        except (SandboxDeadError, DeadlineError, ProtocolError) as e:
+            raise self._failure(e) from None
 
     def wait_ready(self, timeout: float | None = None) -> float:
         """Wait until the handler's module is imported; return how many milliseconds that took inside."""
@@ -213,6 +207,21 @@ class Function:
             self.close()
 
 
+def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
+    """The first frame to a handler's runtime: what to import. It waits in the channel until there is a runtime."""
+    content = {
+        "code": TASK,
+        "handler": str(spec.handler),
+        "env": {**ENVIRONMENT, **spec.env},
+        "path": interpreter.path,
+        "cwd": TASK,
+    }
+    meta = json.dumps(content).encode()
+    if len(meta) > wire.MAX_META:
+        raise SpecError("env", f"{len(spec.env)} variables", f"all of them within {wire.MAX_META} bytes")
+    return wire.message(wire.CONFIG, 0, meta)
+
+
 def describe_status(status: int) -> str:
     """Say how a process ended. Pid 1 of a namespace cannot be aborted: abort(3) shows as signal 11 there."""
     code = os.waitstatus_to_exitcode(status)
@@ -270,6 +279,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
             )
         finally:
             os.close(code)
+        ends.send(config(spec, interpreter))
         channel, log = ends.theirs
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from olsock._core import mounts, process
 from olsock.box import Box
 from olsock.cgroups import Domain, Leaf
+from olsock.errors import OlsockError
 from olsock.identity import Block
 from olsock.spec import MIB, FunctionSpec, Limits
 from olsock.stock import Stock
 
 SHM_SIZE = 16 * 1024 * 1024
+CHECK_AFTER = 0.25  # seconds; a handler takes about a millisecond to enter
 FIRST_ID = 1000
 LAST_ID = 65000
 
@@ -29,19 +31,23 @@ class Kit:
     owner: Kits
     leaf: Leaf
     cgroup: int
+    tasks: list[int]  # of version 1, for the handler to enter
     netns: int
     tmp: int
     shm: int
     tmpfs: Tmpfs
     uid: int
+    released: bool = False
 
     def close_fds(self) -> None:
         """Close what was handed over; idempotent."""
-        process.close_all(self.cgroup, self.netns, self.tmp, self.shm)
+        process.close_all(self.cgroup, *self.tasks, self.netns, self.tmp, self.shm)
+        self.tasks = []
         self.cgroup = self.netns = self.tmp = self.shm = -1
 
     def release(self) -> None:
         """Remove the cgroup (killing who is in it) and give the id back."""
+        self.released = True
         self.close_fds()
         self.leaf.remove()
         self.owner.free(self.uid)
@@ -60,6 +66,9 @@ class Kits:
         # What was asked for last; to begin with, the defaults.
         self._like: tuple[Limits, Tmpfs] = (Limits(memory=512 * MIB, swap=0, pids=64), (64 * MIB, 16384))
         self._stock: Stock[Kit] = Stock(lambda: self._make(*self._like), Kit.release, spare, "olsock-kits")
+        self._unchecked: list[tuple[Kit, int]] = []
+        self._timer: threading.Timer | None = None
+        self._closed = False
         self._stock.refill()
 
     def take(self, spec: FunctionSpec) -> Kit:
@@ -77,6 +86,32 @@ class Kits:
             raise
         return kit
 
+    def check(self, kit: Kit, pid: int) -> None:
+        """See to it, soon, that a handler has entered its cgroups of version 1.
+
+        An honest zygote's child enters them before it does anything else. One of a hostile zygote that does not is held by
+        the zygote's own limits meanwhile, and by those of its own after this.
+        """
+        if not kit.tasks:
+            return
+        with self._lock:
+            self._unchecked.append((kit, pid))
+            if self._timer is None and not self._closed:
+                self._timer = threading.Timer(CHECK_AFTER, self._check_all)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _check_all(self) -> None:
+        with self._lock:
+            self._timer = None
+            unchecked, self._unchecked = self._unchecked, []
+        for kit, pid in unchecked:
+            try:
+                if not kit.released and not kit.leaf.has(pid):
+                    kit.leaf.attach_all()
+            except (OlsockError, OSError):
+                continue  # removed meanwhile
+
     def free(self, uid: int) -> None:
         """Take an id back."""
         with self._lock:
@@ -84,6 +119,12 @@ class Kits:
 
     def close(self) -> None:
         """Remove the stock."""
+        with self._lock:
+            self._closed = True
+            timer = self._timer
+        if timer is not None:
+            timer.cancel()
+            timer.join()
         self._stock.close()
 
     def _fill(self, kit: Kit, tmpfs: Tmpfs) -> None:
@@ -108,11 +149,12 @@ class Kits:
     def _make(self, limits: Limits, tmpfs: Tmpfs) -> Kit:
         uid = self._claim_id()
         leaf = self._domain.leaf(f"s-{self._number}-{uid}")
-        kit = Kit(self, leaf, -1, -1, -1, -1, tmpfs, uid)
+        kit = Kit(self, leaf, -1, [], -1, -1, -1, tmpfs, uid)
         try:
             leaf.set(limits)
             leaf.delegate(self._block.base)
             kit.cgroup = leaf.detached_fd()
+            kit.tasks = leaf.open_tasks()
             self._fill(kit, tmpfs)
             if self._network:
                 kit.netns = self._box.new_network()

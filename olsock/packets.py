@@ -80,7 +80,7 @@ class Exited:
 
 
 class _Answer:
-    __slots__ = ("value", "fd", "error")
+    __slots__ = ("error", "fd", "value")
 
     def __init__(self) -> None:
         self.value: int | None = None

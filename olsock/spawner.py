@@ -51,11 +51,16 @@ class Spawner:
             self.close()
             raise
 
-    def clone(self, flags: int, maps: Sequence[IdMap], channel_fd: int, cgroup_fd: int = -1) -> tuple[int, int]:
-        """Clone an init that listens on `channel_fd`, born in `cgroup_fd`; return its (pid, pidfd)."""
+    def clone(
+        self, flags: int, maps: Sequence[IdMap], channel_fd: int, cgroup_fd: int = -1, tasks: Sequence[int] = ()
+    ) -> tuple[int, int]:
+        """Clone an init that listens on `channel_fd`, born in `cgroup_fd`; return its (pid, pidfd).
+
+        `tasks` are the files of that name of the cgroups of version 1 that it enters.
+        """
         into = cgroup_fd >= 0
         payload = u64(flags) + u32(into, len(maps)) + b"".join(u32(*entry) for entry in maps)
-        return self._mailbox.call(CLONE, payload, [channel_fd, cgroup_fd] if into else [channel_fd], TIMEOUT)
+        return self._mailbox.call(CLONE, payload, [channel_fd, *([cgroup_fd] if into else []), *tasks], TIMEOUT)
 
     def attach(self, tree_fd: int, path: str) -> None:
         """Mount a detached tree in the spawner's namespace; its directory is made if it lies directly in /b."""

@@ -37,7 +37,7 @@ from olsock.channel import Channel
 from olsock.deadline import Deadline
 from olsock.endpoints import Endpoints, read_tail
 from olsock.errors import DeadlineError, KernelError, SandboxDeadError, ZygoteError
-from olsock.function import Function, Parts, bind_code, describe_status, inner_pid
+from olsock.function import Function, Parts, bind_code, config, describe_status, inner_pid
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
 from olsock.packets import blob, rlimits, string, u32
@@ -99,7 +99,6 @@ class Zygote:
             self._interpreter.recipe(self.spec.network != "none")
         )  # before the clone, which copies it
         self._box = box = Box(host.spawner, [(0, self._block.base, self._block.size)], init_leaf, network=own_network)
-        init_leaf.attach(box.pid)
         over = Mounts()
         over.proc(())  # unmasked: the kernel refuses handlers a proc of their own below a masked one
         over.tmpfs("/tmp", TMPFS_SIZE, 4096)
@@ -214,15 +213,16 @@ class Zygote:
             raise ZygoteError(f"zygote {self.name} is closed")
         kit = kits.take(spec)
         try:
-            return self._fork(box, spec, kit)
+            return self._fork(box, kits, spec, kit)
         except BaseException:
             kit.release()
             raise
 
-    def _fork(self, box: Box, spec: FunctionSpec, kit: Kit) -> Function:
+    def _fork(self, box: Box, kits: Kits, spec: FunctionSpec, kit: Kit) -> Function:
         ends = Endpoints()
         pidfd = -1
         try:
+            ends.send(config(spec, self._interpreter))
             code = bind_code(spec.code)
             try:
                 self._request(*self._pack(spec, kit, ends, code))
@@ -230,13 +230,12 @@ class Zygote:
                 os.close(code)
             ends.close_theirs()
             pid, pidfd = self._find(kit, ends)
-            kit.leaf.attach_all()
             parts = Parts(spec, ends, kit.leaf, pid, pidfd, lambda: None, lambda: None)
         except BaseException:
             process.close_all(pidfd)
             ends.close()
             raise
-        made = Function.forked(parts, self._interpreter)  # the handler goes on from here
+        made = Function.forked(parts)
 
         def release() -> None:
             self._functions.discard(made)
@@ -248,6 +247,7 @@ class Zygote:
 
         parts.status, parts.release = self._status(box, pid), release
         self._functions.add(made)
+        kits.check(kit, pid)
         kit.close_fds()
         return made
 
@@ -276,7 +276,8 @@ class Zygote:
         if kit.netns >= 0:
             flags |= _NETWORK_GIVEN
             fds.append(kit.netns)
-        parts = [u32(flags, kit.uid, kit.uid), u32(len(trees)), *(string(target) for target, _ in trees)]
+        fds += kit.tasks
+        parts = [u32(flags, len(kit.tasks), kit.uid, kit.uid), u32(len(trees)), *(string(target) for target, _ in trees)]
         parts += [u32(len(rootfs.MASKED)), *map(string, rootfs.MASKED)]
         parts += [rlimits(limits(spec.nofile, spec.fsize)), blob(self._filter)]
         return b"".join(parts), fds + [fd for _, fd in trees]
@@ -291,7 +292,7 @@ class Zygote:
             if pid in kit.leaf.pids():  # still there: the pidfd is that process and no later one
                 return pid, pidfd
             os.close(pidfd)
-        Channel(ends.channel).wait_ready(1.0)  # raises what the child reported before it ended
+        Channel(ends.channel).wait_started(1.0)  # raises what the child reported before it ended
         raise ZygoteError("the zygote forked nobody into the sandbox's cgroup")
 
     def _status(self, box: Box, pid: int) -> Callable[[], int | None]:

@@ -1,4 +1,4 @@
-/* Giving up privilege: capabilities, ids, limits, the filter. Child-side. */
+/* Taking on limits and giving up privilege: cgroups, capabilities, ids, rlimits, the filter. Child-side. */
 #define _GNU_SOURCE
 #include "privilege.h"
 
@@ -13,6 +13,20 @@
 #include <sys/resource.h>
 
 #define LAST_POSSIBLE_CAP 63
+
+/*
+ * Enter the cgroups of version 1 whose `tasks` files these are; on version 2 a process is born in its cgroup and there are
+ * none. Written by the process itself, while it has one thread: the kernel then needs no lock (kernel/cgroup/cgroup.c,
+ * cgroup_procs_write_start), where moving somebody else takes one that stops all forks of the host for an RCU
+ * grace period, 10 ms and more. The files were opened by root, which is what the kernel checks.
+ */
+int join_cgroups(const int *tasks_fds, unsigned int n, struct ols_err *reterr)
+{
+    for (unsigned int i = 0; i < n; i++)
+        if (write(tasks_fds[i], "0", 1) != 1)
+            return ols_fail(reterr, errno, "write", "tasks");
+    return 0;
+}
 
 int privilege_set_capabilities(uint64_t effective, uint64_t inheritable, struct ols_err *reterr)
 {

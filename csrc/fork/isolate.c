@@ -1,8 +1,8 @@
 /*
  * A handler's sandbox, from inside: the twin of olsock/zygote.py, which packs the request.
  *
- *   fds: channel, log, cgroup [, network namespace], trees...
- *   u32 flags, u32 uid, u32 gid, u32 n + targets of trees, u32 n + masks, u32 n + rlimits, blob filter
+ *   fds: channel, log, cgroup [, network namespace], tasks..., trees...
+ *   u32 flags, u32 tasks, u32 uid, u32 gid, u32 n + targets of trees, u32 n + masks, u32 n + rlimits, blob filter
  *
  * No pivot_root: the zygote's root, copied by CLONE_NEWNS, already is the handler's; what is the handler's own is mounted
  * over it. Nothing below a mount can be reached again without capabilities.
@@ -122,15 +122,19 @@ static int set_fds(int *ret_channel, int log, struct ols_err *reterr)
 
 static int isolate(struct ols_packet *p, int *ret_channel, struct ols_err *reterr)
 {
-    int log = p->fds[1];
+    int log = p->fds[1], netns = flags & NETWORK_GIVEN ? packet_fd(p) : -1;
+    uint32_t n_tasks = packet_u32(p);
     uid_t uid = packet_u32(p);
     gid_t gid = packet_u32(p);
-    if (flags & NETWORK_GIVEN) {
-        int netns = packet_fd(p);
-        if (netns < 0 || setns(netns, CLONE_NEWNET) < 0)
-            return ols_fail(reterr, errno, "setns(network namespace)", "");
-    }
-    int r = attach_trees(p, reterr);
+    if (p->bad || n_tasks > p->n_fds - p->next_fd)
+        return ols_fail(reterr, EINVAL, "message", "fork");
+    int r = join_cgroups(p->fds + p->next_fd, n_tasks, reterr);
+    if (r < 0)
+        return r;
+    p->next_fd += n_tasks;
+    if (netns >= 0 && setns(netns, CLONE_NEWNET) < 0)
+        return ols_fail(reterr, errno, "setns(network namespace)", "");
+    r = attach_trees(p, reterr);
     if (r < 0)
         return r;
     r = mount_proc(p, reterr);

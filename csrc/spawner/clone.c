@@ -30,17 +30,17 @@ static int write_map(pid_t pid, const char *name, const struct id_map *maps, uin
     return 0;
 }
 
-int sandbox_clone(uint64_t flags, int cgroup_fd, const struct id_map *maps, uint32_t n_maps, int channel,
+int sandbox_clone(uint64_t flags, int cgroup_fd, const struct id_map *maps, uint32_t n_maps, struct init_start *start,
                   int *ret_pidfd, struct ols_err *reterr)
 {
     int pidfd = -1;
-    bool new_netns = flags & CLONE_NEWNET;
     struct clone_args args = {
         .flags = (flags & ~(uint64_t) CLONE_NEWNET) | CLONE_PIDFD,
         .pidfd = (uint64_t) (uintptr_t) &pidfd,
         .exit_signal = SIGCHLD,
     };
 
+    start->new_netns = flags & CLONE_NEWNET;
     if (flags & ~(uint64_t) ALLOWED || !(flags & CLONE_NEWUSER) || !(flags & CLONE_NEWNS) || !(flags & CLONE_NEWPID))
         return ols_fail(reterr, EINVAL, "clone3", "namespaces");
     if (cgroup_fd >= 0) {
@@ -49,7 +49,7 @@ int sandbox_clone(uint64_t flags, int cgroup_fd, const struct id_map *maps, uint
     }
     long pid = sys_clone3(&args);
     if (pid == 0)
-        init_main(channel, new_netns);
+        init_main(start);
     if (pid < 0)
         return ols_fail(reterr, (int) pid, "clone3", cgroup_fd >= 0 ? "into the sandbox's cgroup" : "");
 

@@ -140,21 +140,24 @@ static int receive_setup(struct setup *ret_setup)
     return r;
 }
 
-static int prepare(int channel, bool new_netns, struct ols_err *reterr)
+static int prepare(const struct init_start *start, struct ols_err *reterr)
 {
-    if (channel != CHANNEL && dup3(channel, CHANNEL, O_CLOEXEC) < 0)
+    int r = join_cgroups(start->tasks, start->n_tasks, reterr);
+    if (r < 0)
+        return r;
+    if (start->channel != CHANNEL && dup3(start->channel, CHANNEL, O_CLOEXEC) < 0)
         return ols_fail(reterr, errno, "dup3", "channel");
-    int r = sys_close_range(CHANNEL + 1, ~0U);
+    r = sys_close_range(CHANNEL + 1, ~0U);
     if (r < 0)
         return ols_fail(reterr, r, "close_range", "");
     (void) prctl(PR_SET_DUMPABLE, 0);
     (void) prctl(PR_SET_NAME, "olsock-init");
-    if (new_netns && unshare(CLONE_NEWNET) < 0)
+    if (start->new_netns && unshare(CLONE_NEWNET) < 0)
         return ols_fail(reterr, errno, "unshare(network namespace)", "");
     return 0;
 }
 
-_Noreturn void init_main(int channel, bool new_netns)
+_Noreturn void init_main(const struct init_start *start)
 {
     struct setup setup = {0};
     struct ols_err err = {0};
@@ -167,8 +170,8 @@ _Noreturn void init_main(int channel, bool new_netns)
     (void) sigemptyset(&mask);
     (void) sigaddset(&mask, SIGCHLD);
     (void) sigprocmask(SIG_BLOCK, &mask, NULL);
-    if (prepare(channel, new_netns, &err) < 0) {
-        (void) reply_failed(CHANNEL, 0, &err);
+    if (prepare(start, &err) < 0) {
+        (void) reply_failed(start->channel, 0, &err);
         _exit(1);
     }
     if (receive_setup(&setup) < 0)

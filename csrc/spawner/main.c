@@ -49,7 +49,10 @@ static int do_clone(struct ols_packet *p, int *ret_pidfd, struct ols_err *reterr
     int cgroup = into_cgroup ? packet_fd(p) : -1;
     if (p->bad || n_maps == 0 || n_maps > 16)
         return ols_fail(reterr, EINVAL, "message", "clone");
-    return sandbox_clone(flags, cgroup, maps, n_maps, channel, ret_pidfd, reterr);
+    struct init_start start = {
+        .channel = channel, .tasks = p->fds + p->next_fd, .n_tasks = p->n_fds - p->next_fd,
+    };
+    return sandbox_clone(flags, cgroup, maps, n_maps, &start, ret_pidfd, reterr);
 }
 
 static void serve(struct ols_packet *p)

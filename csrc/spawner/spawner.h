@@ -18,11 +18,17 @@ int overlay_create(struct ols_packet *p, struct ols_err *reterr);
 struct id_map {
     uint32_t inside, host, count;
 };
-int sandbox_clone(uint64_t flags, int cgroup_fd, const struct id_map *maps, uint32_t n_maps, int channel,
+struct init_start {
+    int channel;
+    const int *tasks; /* of cgroups of version 1 to enter */
+    unsigned int n_tasks;
+    bool new_netns;
+};
+int sandbox_clone(uint64_t flags, int cgroup_fd, const struct id_map *maps, uint32_t n_maps, struct init_start *start,
                   int *ret_pidfd, struct ols_err *reterr);
 
 /* init.c: pid 1 of a sandbox; child-side, never returns */
-_Noreturn void init_main(int channel, bool new_netns);
+_Noreturn void init_main(const struct init_start *start);
 
 /* setup.c: what init does before the first command; child-side */
 struct setup {

@@ -22,11 +22,12 @@ BODY = 3  # either way: more of a body that was announced with MORE
 READY = 4  # from the sandbox: the handler was imported (metadata: milliseconds)
 REPLY = 5  # from the sandbox: the result; metadata + the first part of the body
 ERROR = 6  # from the sandbox: the invocation (request id 0: the import) failed; metadata says how
+STARTED = 8  # from the sandbox, first: its runtime runs, isolated; no payload
 FAULT = 7  # from the sandbox: its set-up failed; the payload is a struct ols_err
 
 MORE = 1  # flag: a BODY frame of the same request follows
 
-FROM_BOX = frozenset((BODY, READY, REPLY, ERROR, FAULT))  # kinds that a sandbox may send
+FROM_BOX = frozenset((BODY, STARTED, READY, REPLY, ERROR, FAULT))  # kinds that a sandbox may send
 FROM_HOST = frozenset((CONFIG, REQUEST, BODY))  # kinds that the host may send
 
 MAX_META = 64 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-from time import monotonic, perf_counter, time
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from olsock_worker.registry import Deployment
 
 NEVER = float("inf")
-_FROM_BOX = frozenset((wire.READY, wire.REPLY, wire.ERROR, wire.FAULT, wire.BODY))
+_BEFORE_CALLS = frozenset((wire.STARTED, wire.READY, wire.FAULT))
+_FROM_BOX = frozenset((wire.STARTED, wire.READY, wire.REPLY, wire.ERROR, wire.FAULT, wire.BODY))
 _READ = 65_536
 _LAST_READS = 256
 _LOG_BURST = 1 << 20  # bytes of output between two beats of the fleet; more has to wait in the pipe
 _PLAIN = b'{"status":200,"content_type":"application/json"}'
+_PLAIN_PREFIX = wire.META.pack(len(_PLAIN)) + _PLAIN
+_PLAIN_BODY = wire.HEADER.size + len(_PLAIN_PREFIX)
+_WALL_CLOCK = time() - monotonic()  # near enough for the deadline that a handler is told
 
 
 class State(enum.Enum):
@@ -88,8 +92,9 @@ class Instance:
     """Runs one call at a time and tells its function how each ended."""
 
     __slots__ = (
-        "_handles", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call", "deadline", "deployment",
-        "forked", "freezing", "function", "id", "idle_since", "last", "logged", "muted", "oom", "ready", "state",
+        "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call", "deadline",
+        "deployment", "forked", "freezing", "fresh", "function", "id", "idle_since", "last", "logged", "muted", "oom",
+        "ready", "started", "state",
     )  # fmt: skip
 
     def __init__(
@@ -99,19 +104,21 @@ class Instance:
         self.function = function
         self.deployment = deployment
         self.forked = forked  # from a zygote
-        self.asked = asked  # perf_counter() of when it was asked for
+        self.asked = asked  # monotonic() of when it was asked for
         self.state = State.STARTING
-        self.ready = False
+        self.started = self.ready = False
         self.oom = False
         self.call: Call | None = None
         self.last = "-"  # id of the latest request, for the log
         self.deadline = monotonic() + function.fleet.settings.start_timeout
         self.idle_since = 0.0
         self.freezing = False  # waits for its grace to end
+        self.fresh = False  # may have printed during its last request what has not been read yet
         self.logged = 0
         self.muted = False
         self._handles = handles
-        self._parser = wire.Parser(_FROM_BOX, int(function.fleet.settings.http.reply) + wire.MAX_META)
+        self._limit = int(function.fleet.settings.http.reply) + wire.MAX_META
+        self._parser = wire.Parser(_FROM_BOX, self._limit)
         self._parts: list[bytes] = []
         self._status: tuple[int, bytes] | None = None
         self._out = memoryview(b"")
@@ -130,16 +137,16 @@ class Instance:
             os.write(self._handles.freeze, b"0")
         self.call = call
         call.instance = self
+        if self.fresh:
+            self._read_log()
         self.last = call.id
-        now = perf_counter()
-        call.sent = now
-        timeout = self.function.config.timeout
+        call.sent = monotonic()
+        until = call.sent + self.function.deployment.config.timeout
         if self.ready:
             self.state = State.BUSY
-            self.deadline = monotonic() + timeout
-        meta = _encode(
-            RequestMeta(call.id, call.method, call.path, call.query, call.headers, int((time() + timeout) * 1000))
-        )
+            self.deadline = until
+        told = int((_WALL_CLOCK + until) * 1000)
+        meta = _encode(RequestMeta(call.id, call.method, call.path, call.query, call.headers, told))
         body = call.body
         if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
             self._send(wire.message(wire.REQUEST, call.number, meta, body))
@@ -181,9 +188,15 @@ class Instance:
         if not data:
             self._lost()
             return True
-        if self.call is None and self.ready:
-            self.condemn("sent bytes that nobody had asked for")
-            return True
+        call = self.call
+        if self.ready:
+            if call is None:
+                self.condemn("sent bytes that nobody had asked for")
+                return True
+            if self._is_plain(data, call):
+                self._free()
+                self.function.answered(self, call, 200, JSON, data[_PLAIN_BODY:], True)
+                return True
         try:
             frames = self._parser.feed(data)
             for index, (kind, flags, number, payload) in enumerate(frames):
@@ -194,11 +207,21 @@ class Instance:
             self.condemn(f"broke the protocol: {error}")
         return True
 
+    def _is_plain(self, data: bytes, call: Call) -> bool:
+        """Say whether this is one whole reply of the commonest kind, which needs none of the parser's care."""
+        if data[wire.HEADER.size : _PLAIN_BODY] != _PLAIN_PREFIX or not self._parser.idle:
+            return False
+        kind, flags, zero, length, number = wire.HEADER.unpack_from(data)
+        size = len(data) - wire.HEADER.size
+        return bool(
+            kind == wire.REPLY and not flags and not zero and length == size <= self._limit and number == call.number
+        )
+
     def _on_frame(self, kind: int, flags: int, number: int, payload: bytes, clean: bool) -> None:
         call = self.call
         if not self.ready:
             self._on_first(kind, number, payload)
-        elif call is None or number != call.number or kind == wire.READY or kind == wire.FAULT:
+        elif call is None or number != call.number or kind in _BEFORE_CALLS:
             raise WireError(f"frame of kind {kind} for request {number} out of turn")
         elif kind == wire.ERROR:
             error = _decode_error(wire.split(payload)[0])
@@ -223,28 +246,33 @@ class Instance:
                 self.function.answered(self, call, *self._status, b"".join(parts), clean)
 
     def _on_first(self, kind: int, number: int, payload: bytes) -> None:
-        """Take the first frame, which says how the set-up and the import went."""
-        if kind == wire.READY and number == 0:
+        """Take a frame that says how the set-up and the import went."""
+        if not self.started:
+            if kind == wire.FAULT and number == 0:
+                self.function.setup_failed(self)
+            elif kind == wire.STARTED and number == 0 and not payload:
+                self.started = True
+            else:
+                raise WireError(f"first frame is of kind {kind} for request {number}")
+        elif kind == wire.READY and number == 0:
             _decode_ready(wire.split(payload)[0])
             self.ready = True
-            self.function.stats.start.add(perf_counter() - self.asked)
+            self.function.stats.start.add(monotonic() - self.asked)
             if self.call is None:
                 self.state, self.deadline = State.IDLE, NEVER
                 self.function.available(self)
             else:
                 self.state, self.deadline = State.BUSY, monotonic() + self.function.config.timeout
-                self.call.sent = perf_counter()
+                self.call.sent = monotonic()
         elif kind == wire.ERROR and number == 0:
             error = _decode_error(wire.split(payload)[0])
             self.function.init_failed(self, error)
-        elif kind == wire.FAULT and number == 0:
-            self.function.setup_failed(self)
         else:
-            raise WireError(f"first frame is of kind {kind} for request {number}")
+            raise WireError(f"frame of kind {kind} for request {number} before READY")
 
     def _free(self) -> None:
         """Take the call away: it is about to be answered."""
-        self._read_log()  # what was printed before the reply belongs to this request
+        self.function.fleet.freed(self)
         self.call = None
         self.deadline = NEVER
         self.state = State.IDLE
@@ -282,6 +310,7 @@ class Instance:
 
     def _read_log(self) -> bool:
         """Move output to the function's log; False at its end."""
+        self.fresh = False
         try:
             data = os.read(self._handles.log, _READ)
         except BlockingIOError:
