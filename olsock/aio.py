@@ -1,51 +1,100 @@
 """asyncio versions of everything that waits: `async with olsock.aio.Sandbox() as box: await box.run([...])`.
 
 Each waits in a thread of a pool of its own, since what it waits for (clones, mounts, removals) are system calls that know
-no readiness. Cancelling kills what was waited for: a cancelled `run` leaves no program behind, a cancelled `invoke` no
-handler.
+no readiness. Cancelling ends what was waited for: a cancelled `run` leaves no program behind, a cancelled `invoke` no
+handler, a cancelled start no sandbox. What does not wait is on the object behind: `box.sync.pid`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, Generic, ParamSpec, Self, TypeVar
+from typing import IO, Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
 from olsock import function, sandbox, zygote
 from olsock.cgroups import Stats
+from olsock.errors import OlsockError
 from olsock.function import Handles
 from olsock.pipes import DEVNULL, PIPE
 from olsock.results import Completed
+from olsock.sandbox import OUTPUT_LIMIT
 
 THREADS = 128  # waits at once; more wait for their turn
+END_THREADS = 8  # of their own, or what ends a wait could wait for its turn behind it
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound=_Closable)
 T = TypeVar("T", bound="sandbox.Sandbox | sandbox.Process | zygote.Zygote | function.Function")
 
 _pool: ThreadPoolExecutor | None = None
+_end_pool: ThreadPoolExecutor | None = None
+_ends: set[asyncio.Future[None]] = set()  # what goes on after a cancellation; the loop itself keeps no reference
 
 
 async def _wait(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run `call` in a thread. When cancelled, still wait for it: whatever it makes has an owner then."""
+    """Run `call` in a thread. When cancelled, it runs on unheard."""
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="olsock-aio")
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_pool, lambda: call(*args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(_pool, lambda: call(*args, **kwargs))
+
+
+async def _end(call: Callable[[], object]) -> None:
+    """Run what ends something in a thread."""
+    global _end_pool
+    if _end_pool is None:
+        _end_pool = ThreadPoolExecutor(END_THREADS, thread_name_prefix="olsock-aio-end")
+    await asyncio.get_running_loop().run_in_executor(_end_pool, call)
 
 
 async def _wait_or_end(end: Callable[[], Any], call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """As `_wait`; when cancelled, `end` what `call` waits for and see it through."""
+    """As `_wait`; when cancelled, `end` what `call` waits for, and see it through."""
     waiting = asyncio.ensure_future(_wait(call, *args, **kwargs))
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
-        await asyncio.shield(_wait(end))
-        await asyncio.gather(waiting, return_exceptions=True)
+
+        async def ended() -> None:
+            try:
+                await _end(end)
+            except OlsockError:
+                pass  # it ended by itself meanwhile
+            await asyncio.gather(waiting, return_exceptions=True)
+
+        await _surely(ended())
         raise
+
+
+async def _wait_or_drop(make: Callable[P, C], /, *args: P.args, **kwargs: P.kwargs) -> C:
+    """As `_wait` for something that has to be closed; when cancelled, close it as soon as it is made."""
+    making = asyncio.ensure_future(_wait(make, *args, **kwargs))
+    try:
+        return await asyncio.shield(making)
+    except asyncio.CancelledError:
+
+        async def dropped() -> None:
+            (made,) = await asyncio.gather(making, return_exceptions=True)
+            if not isinstance(made, BaseException):
+                await _end(made.close)
+
+        await _surely(dropped())
+        raise
+
+
+async def _surely(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for `work`, which goes on if its waiter is cancelled once more."""
+    task = asyncio.ensure_future(work)
+    _ends.add(task)
+    task.add_done_callback(_ends.discard)
+    await asyncio.shield(task)
 
 
 class _Owned(Generic[T]):
@@ -55,7 +104,7 @@ class _Owned(Generic[T]):
 
     async def close(self) -> None:
         """End it and remove every trace. Idempotent."""
-        await asyncio.shield(_wait(self.sync.close))
+        await _surely(_end(self.sync.close))
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
@@ -69,14 +118,7 @@ class _Made(_Owned[T]):
 
     async def start(self) -> Self:
         """Make it."""
-        making = asyncio.ensure_future(_wait(self._make))
-        try:
-            self.sync = await asyncio.shield(making)
-        except asyncio.CancelledError:
-            (made,) = await asyncio.gather(making, return_exceptions=True)
-            if not isinstance(made, BaseException):
-                await asyncio.shield(_wait(made.close))
-            raise
+        self.sync = await _wait_or_drop(self._make)
         return self
 
     def __await__(self) -> Any:
@@ -121,9 +163,11 @@ class Process(_Owned[sandbox.Process]):
         """Wait for its end; cancelling kills it."""
         return await _wait_or_end(self.sync.kill, self.sync.wait, timeout)
 
-    async def complete(self, input: bytes = b"", timeout: float | None = None) -> Completed:
+    async def complete(
+        self, input: bytes = b"", timeout: float | None = None, output_limit: int = OUTPUT_LIMIT
+    ) -> Completed:
         """Feed `input`, read all output, wait; cancelling kills it."""
-        return await _wait_or_end(self.sync.kill, self.sync.complete, input, timeout)
+        return await _wait_or_end(self.sync.kill, self.sync.complete, input, timeout, output_limit)
 
     def send_signal(self, number: int) -> None:
         """Signal the program and what it started in its process group."""
@@ -152,18 +196,19 @@ class Sandbox(_Made[sandbox.Sandbox]):
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         check: bool = False,
+        output_limit: int = OUTPUT_LIMIT,
     ) -> Completed:
         """Run a program to its end; cancelling kills it."""
         child = await self.popen(argv, stdin=DEVNULL if input is None else PIPE, env=env, cwd=cwd)
         async with child:
-            done = await child.complete(input or b"", timeout)
+            done = await child.complete(input or b"", timeout, output_limit)
         if check:
             done.check_returncode()
         return done
 
     async def popen(self, argv: Sequence[str | bytes], **options: Any) -> Process:
         """Start a program and return it running."""
-        return Process(await _wait(self.sync.popen, argv, **options))
+        return Process(await _wait_or_drop(self.sync.popen, argv, **options))
 
     async def pause(self) -> None:
         """Freeze every process of the sandbox."""
@@ -183,6 +228,10 @@ class Function(_Made[function.Function]):
 
     def __init__(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> None:
         super().__init__(lambda: function.Function(code, handler, **options))
+
+    async def wait_started(self, timeout: float | None = None) -> None:
+        """Wait until the handler's sandbox is complete and its interpreter runs."""
+        return await _wait_or_end(self.sync.close, self.sync.wait_started, timeout)
 
     async def wait_ready(self, timeout: float | None = None) -> float:
         """Wait until the handler's module is imported."""

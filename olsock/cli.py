@@ -6,9 +6,12 @@ import base64
 import dataclasses
 import errno
 import json
+import math
 import os
+import signal
 import sys
 import time
+from types import FrameType
 from typing import Any
 
 import click
@@ -29,6 +32,14 @@ class Guarded(click.Group):
         except OlsockError as e:
             click.echo(f"olsock: {e}", err=True)
             ctx.exit(EXIT_FAILED)
+        except OSError as e:
+            if e.errno == errno.EPIPE:
+                raise  # whoever read our output has gone: click ends quietly
+            click.echo(f"olsock: {e}", err=True)
+            ctx.exit(EXIT_FAILED)
+        except click.UsageError as e:
+            e.show()
+            ctx.exit(EXIT_FAILED)  # not click's 2, which is a status that commands have themselves
         except KeyboardInterrupt:
             ctx.exit(EXIT_INTERRUPTED)
 
@@ -42,6 +53,12 @@ def main() -> None:
     """
 
 
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise click.BadParameter(f"{value}: expected a number of seconds above 0")
+    return value
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--memory", metavar="SIZE", help='Memory limit, such as 128M; "none" for no limit.  [default: 512M]')
 @click.option("--swap", metavar="SIZE", help="Swap beside it.  [default: 0]")
@@ -50,7 +67,13 @@ def main() -> None:
 @click.option("--nofile", type=int, metavar="N", help="Open files of a process.  [default: 1024]")
 @click.option("--fsize", metavar="SIZE", help="Largest file that may be written.  [default: no limit]")
 @click.option("--tmpfs-size", metavar="SIZE", help="Size of /tmp and of /dev/shm.  [default: 64M]")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Kill the command after that long (exit status 124).")
+@click.option(
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    callback=_seconds,
+    help="Kill the command after that long (exit status 124).",
+)
 @click.option("--network", type=click.Choice(["none", "host", "bridge"]), help="What it can reach.  [default: none]")
 @click.option("--rootfs", metavar="DIR", help="A directory as root, read-only.  [default: the host's /usr]")
 @click.option("--writable", is_flag=True, help="Let the root be written; changes are thrown away.")
@@ -66,6 +89,7 @@ def main() -> None:
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     command: tuple[str, ...],
     timeout: float | None,
     keep: str | None,
@@ -77,16 +101,20 @@ def run(
 
     By default it sees the host's /usr read-only and an empty /tmp, has no network and no privileges. A command that a
     signal ended gives 128 + the signal; 124 is a timeout, 126 and 127 a command that cannot be executed or found, 125
-    a failure of olsock itself.
+    a failure of olsock itself, wrong usage included. Ctrl-C, SIGTERM and SIGHUP end the command and remove the sandbox
+    (128 + the signal).
 
     \b
     Examples:
       olsock run -- python3 -c 'print(6 * 7)'
       olsock run --memory 64M --cpus 0.5 --timeout 5 --bind "$PWD:/work" --cwd /work -- python3 script.py
     """
+    _fill_stdio()
+    _end_on_signals()
     from olsock.sandbox import Sandbox
 
-    given = {name: value for name, value in options.items() if value not in (None, (), False)}
+    # By identity: 0 is equal to False, and is to be refused, not left out.
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     if given.get("memory") == "none":
         given["memory"] = None
     if keep is not None:
@@ -101,6 +129,29 @@ def run(
             click.echo(f"olsock: {e}", err=True)
             status = EXIT_NOT_FOUND if e.errno == errno.ENOENT else EXIT_CANNOT_EXECUTE
     ctx.exit(status)
+
+
+def _fill_stdio() -> None:
+    """Open what of 0, 1 and 2 is closed: else the next file of ours, a socket to the spawner, would be the command's."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+
+
+def _end_on_signals() -> None:
+    """Leave by an exception, so that the sandbox is removed; whoever asks twice is not heard while that goes on."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handled = [each for each in wanted if signal.getsignal(each) != signal.SIG_IGN]  # nohup(1) has asked for that
+    for each in handled:
+        signal.signal(each, leave)
 
 
 def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -121,7 +172,6 @@ def _run_through(box: Any, command: tuple[str, ...], timeout: float | None) -> i
     """Run with our own stdin, stdout and stderr."""
     from olsock.errors import DeadlineError
 
-    sys.stdout.flush()
     with box.popen(command, stdin=0, stdout=1, stderr=2) as child:
         try:
             return _status(child.wait(timeout))
@@ -131,7 +181,7 @@ def _run_through(box: Any, command: tuple[str, ...], timeout: float | None) -> i
 
 
 def _run_json(box: Any, command: tuple[str, ...], timeout: float | None) -> int:
-    data = None if sys.stdin.isatty() else sys.stdin.buffer.read()
+    data = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
     done = box.run(command, input=data, timeout=timeout)
     result = dataclasses.asdict(done)
     result["usage"]["cpu_seconds"] = done.usage.cpu_seconds
@@ -174,9 +224,8 @@ def ps(as_json: bool) -> None:
     for entry in entries:
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.started))
         state = "alive" if entry.alive else "dead"
-        click.echo(
-            f"{entry.name:<24} {state:<6} {entry.pid:>8} {entry.sandboxes:>9}  {started:<19}  {os.path.basename(entry.argv0)}"
-        )
+        command = os.path.basename(entry.argv0)
+        click.echo(f"{entry.name:<24} {state:<6} {entry.pid:>8} {entry.sandboxes:>9}  {started:<19}  {command}")
 
 
 @main.command()
