@@ -128,6 +128,8 @@ class Worker:
         shown: dict[str, object] | None = page["functions"].get(name)
         if shown and "error" in shown:
             raise DemoError(f"{name}: {shown['error']}")
+        if shown and shown["zygote"] == "failed":
+            raise DemoError(f"{name}: its zygote could not be built:\n{self.log()}")
         return shown
 
     def stop(self) -> int:
@@ -135,6 +137,15 @@ class Worker:
             self._connection.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
+
+    def end(self) -> None:
+        """Make sure that it has ended, however the demo did."""
+        if self.process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # the next `olsock-worker up` clears away what it leaves
+                self.process.wait()
 
 
 class Traces:
@@ -206,8 +217,7 @@ def main() -> int:
             if status := worker.stop():
                 raise DemoError(f"the worker ended with status {status}:\n{worker.log()}")
         finally:
-            worker.process.kill()  # nothing if it has ended; else the next `olsock-worker up` clears up after it
-            worker.process.wait()
+            worker.end()
         if left := traces.left():
             raise DemoError("left behind: " + "; ".join(left))
         step("nothing is left of it: no process, no cgroup, no mount, no directory")
