@@ -46,6 +46,8 @@ from olsock.spec import FunctionSpec, ZygoteSpec
 CAPABILITIES = CAP_SYS_ADMIN | CAP_SETGID | CAP_SETUID
 """What a zygote keeps in its own user namespace: to mount a handler's trees and proc, and to give up its id."""
 
+SETTLED = ("hostname", "network", "packages", "python", "seccomp")  # for all handlers of a zygote, when it is made
+
 _NETWORK_GIVEN, _NETWORK_SHARED = 1, 2  # csrc/fork/isolate.c
 FORK_TIMEOUT = 10.0
 REMOVAL_TIMEOUT = 20.0
@@ -205,8 +207,12 @@ class Zygote:
     def fork(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> Function:
         """Fork a handler: `code` is a directory with its module, mounted at /var/task; options as for `Function`.
 
-        Raises `ZygoteError` if this zygote cannot fork any more; live handlers are not affected by that.
+        Raises `ZygoteError` if this zygote cannot fork any more; live handlers are not affected by that. What was settled
+        with the zygote (network, seccomp, packages, python, hostname) is no option here: `SpecError`.
         """
+        for name in SETTLED:
+            if name in options:
+                raise SpecError(name, options[name], "no value here: the zygote settles that for its handlers")
         spec = FunctionSpec.parse(code=code, handler=handler, **options)
         kits, box = self._kits, self._box
         if self._closed or kits is None or box is None:

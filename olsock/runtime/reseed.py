@@ -1,4 +1,4 @@
-"""Gives a forked child randomness of its own. Runs in the child, between the fork and the user's code.
+"""Gives a forked child randomness and a thread id of its own. Runs in the child, between the fork and the user's code.
 
 What is restored: OpenSSL's generators, the hidden instances behind `random` and `numpy.random`, the names
 that `tempfile` makes up, and what `uuid` remembers. What cannot be: `random.Random()` and `default_rng()`
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 def restore() -> None:
     """Reseed every loaded generator that siblings would otherwise share."""
     modules: dict[str, Any] = sys.modules  # private names are reached into, for want of others
+    threading = modules.get("threading")
+    if threading is not None:
+        # After a fork it has the zygote's still, which is what the child's first own thread will get.
+        threading.main_thread()._set_native_id()
     ssl = modules.get("_ssl")
     if ssl is not None:
         # OpenSSL knows a fork by a changed getpid() only, and each of our children is pid 1: without
