@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -15,12 +16,8 @@
 #include "cleanup.h"
 #include "olsock.h"
 
-static long long now_ms(void)
-{
-    struct timespec t;
-    (void) clock_gettime(CLOCK_MONOTONIC, &t);
-    return (long long) t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
+#define SPIN_US 200
+#define RECHECK_MS 1
 
 /* The value of `key` ("frozen " or "populated ") in cgroup.events: 0 or 1, or -errno. */
 static int read_event(int events_fd, const char *key)
@@ -41,14 +38,25 @@ static int read_event(int events_fd, const char *key)
     return at[strlen(key)] == '1';
 }
 
+static long long now_us(void)
+{
+    struct timespec t;
+    (void) clock_gettime(CLOCK_MONOTONIC, &t);
+    return (long long) t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
 /*
- * Wait until `key` of cgroup.events is `wanted`. The kernel keeps "changed since the last read" in the open file, so reading
- * first and polling afterwards loses no change; the same fd must not be used by two waiters at once, because the
- * read of one would swallow the change that the other is about to poll for.
+ * Wait until `key` of cgroup.events is `wanted`.
+ *
+ * The kernel tells pollers of a change at most once in 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV in kernel/cgroup/cgroup-internal.h):
+ * a thaw soon after a freeze would look as if it took that long. What is waited for usually takes 5 to 50 us, so the file
+ * is read for a moment first, the processor being offered to others in between, and every millisecond after that, should
+ * no notice come. The kernel keeps "changed since the last read" in the open file: reading before polling loses no change,
+ * but two waiters need an fd each.
  */
 static int wait_event(int events_fd, const char *key, int wanted, int timeout_ms, struct ols_err *reterr)
 {
-    long long deadline = now_ms() + timeout_ms;
+    long long start = now_us(), deadline = start + (long long) timeout_ms * 1000;
 
     for (;;) {
         int value = read_event(events_fd, key);
@@ -57,12 +65,17 @@ static int wait_event(int events_fd, const char *key, int wanted, int timeout_ms
         if (value == wanted)
             return 0;
 
-        long long left = deadline - now_ms();
-        if (left <= 0)
+        long long now = now_us();
+        if (now >= deadline)
             return ols_fail(reterr, ETIMEDOUT, "wait for cgroup.events", key);
+        if (now - start < SPIN_US) {
+            (void) sched_yield();
+            continue;
+        }
         struct pollfd changed = {.fd = events_fd, .events = POLLPRI};
+        long long left_ms = (deadline - now + 999) / 1000;
         /* EINTR goes up: Python runs its signal handlers and calls again with what is left of the time. */
-        if (poll(&changed, 1, (int) left) < 0)
+        if (poll(&changed, 1, left_ms < RECHECK_MS ? (int) left_ms : RECHECK_MS) < 0)
             return ols_fail(reterr, errno, "poll cgroup.events", key);
     }
 }

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 CHUNK = 64 * 1024
 MAX_TRACEBACK = 32 * 1024
 MAX_MESSAGE = 4 * 1024
+STARTED = wire.frame(wire.STARTED, 0)
 # The channel moves away from 3, where careless code closes it, to the last descriptor that fits the table
 # a process is born with: higher ones make every fork of the handler copy a larger table. The fallbacks
 # are for a small nofile.
-STARTED = wire.frame(wire.STARTED, 0)
 CHANNEL_FDS = (63, 31, 15)
 LOG_FDS = (62, 30, 14)
 
@@ -455,7 +455,10 @@ def serve(fd: int) -> NoReturn:
         # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By
         # default the kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        os.write(fd, STARTED)
+        try:
+            os.write(fd, STARTED)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(0)  # the host is gone already
         # Code is not to find this program where a script's own module is looked for.
         sys.modules["_olsock_main"] = sys.modules["__main__"]
         sys.modules["__main__"] = type(sys)("__main__")

@@ -79,6 +79,11 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     sys.path += [entry for entry in order.get("path") or () if entry not in sys.path]
     gc.disable()  # nothing that an import makes is garbage for long; collections would only touch pages
     bad = import_all(order.get("imports") or [])
+    ssl = sys.modules.get("_ssl")
+    if ssl is not None:
+        # OpenSSL sets its generators up on first use, which takes half a millisecond: once here instead of in every
+        # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
+        ssl.RAND_bytes(1)
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
     flush()  # what is in a buffer now would be written by every child

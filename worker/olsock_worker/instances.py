@@ -203,7 +203,7 @@ class Instance:
                 if self.state is State.DYING:
                     break
                 self._on_frame(kind, flags, number, payload, index == len(frames) - 1 and self._parser.idle)
-        except (WireError, msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (WireError, msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.condemn(f"broke the protocol: {error}")
         return True
 
