@@ -36,7 +36,7 @@ from olsock.cgroups import Stats
 from olsock.channel import Channel
 from olsock.deadline import Deadline
 from olsock.endpoints import Endpoints, read_tail
-from olsock.errors import DeadlineError, KernelError, SandboxDeadError, ZygoteError
+from olsock.errors import DeadlineError, KernelError, SandboxDeadError, SpecError, ZygoteError
 from olsock.function import Function, Parts, bind_code, config, describe_status, inner_pid
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
