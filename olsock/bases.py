@@ -19,24 +19,19 @@ class Bases:
         self._spawner = spawner
         self._lock = threading.Lock()
         self._places: OrderedDict[Recipe, str] = OrderedDict()
-        self.built = 0  # ever; a clone has copied those with a lower number
+        self._built = 0
 
     def place(self, recipe: Recipe) -> str:
-        """Return where the spawner has the tree of `recipe`."""
+        """Return where the spawner has the tree of `recipe`. Sandboxes that are cloned from now on can copy it."""
         with self._lock:
             place = self._places.get(recipe)
             if place is None:
-                place = f"/b/{self.built}"
+                place = f"/b/{self._built}"
                 rootfs.build_base(self._spawner, recipe, place)
                 self._places[recipe] = place
-                self.built += 1
+                self._built += 1
                 if len(self._places) > KEPT:
                     self._spawner.detach(self._places.popitem(last=False)[1])
             else:
                 self._places.move_to_end(recipe)
             return place
-
-    @staticmethod
-    def number(place: str) -> int:
-        """The how-manieth tree `place` was."""
-        return int(place.rpartition("/")[2])

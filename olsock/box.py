@@ -14,7 +14,9 @@ from olsock._core import process
 from olsock.cgroups import Leaf
 from olsock.errors import DeadlineError, KernelError, SandboxDeadError
 from olsock.packets import Exited, Mailbox, blob, rlimits, string, strings, u32, u64
+from olsock.rootfs import MASKED
 from olsock.spawner import IdMap, Spawner
+from olsock.spec import Spec
 
 CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_NET_ADMIN, CAP_SYS_ADMIN = (1 << n for n in (5, 6, 7, 8, 12, 21))
 INIT_CAPABILITIES = CAP_KILL | CAP_SETGID | CAP_SETUID
@@ -23,6 +25,7 @@ NEW_CGROUP, OWN_NETWORK, FILTER_INIT, NEW_TIME = 1, 2, 4, 8  # csrc/spawner/setu
 _TREE, _TMPFS, _PROC, _MASK = 1, 2, 3, 4  # csrc/spawner/root.c
 
 MEMLOCK = 64 * 1024
+SHM_SIZE = 16 * 1024 * 1024
 MAX_ORPHANS = 256
 TIMEOUT = 30.0  # seconds; set-up takes well below a millisecond unless the host is in trouble
 
@@ -54,6 +57,21 @@ class Mounts:
         """Mount the sandbox's own /proc and hide these files of it."""
         self.parts.append(u32(_PROC) + string("/proc"))
         self.parts += [u32(_MASK) + string(path) for path in masks]
+
+
+    def add(self, others: Mounts) -> None:
+        """Mount these after what there is."""
+        self.parts += others.parts
+        self.fds += others.fds
+
+    @classmethod
+    def private(cls, spec: Spec) -> Mounts:
+        """What every sandbox has of its own: /proc, masked, and the tmpfs /tmp and /dev/shm."""
+        over = cls()
+        over.proc(MASKED)
+        over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
+        over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)
+        return over
 
 
 @dataclass(frozen=True, slots=True)

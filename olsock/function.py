@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from olsock import host as hosts
-from olsock import rootfs
 from olsock._core import mounts, process, seccomp
 from olsock.box import Command, Mounts, Setup, limits
 from olsock.cgroups import Leaf, Stats
@@ -25,7 +24,6 @@ from olsock.rootfs import TASK
 from olsock.runtime import wire
 from olsock.spec import USER, FunctionSpec
 
-SHM_SIZE = 16 * 1024 * 1024
 LOG_LIMIT = 64 * 1024
 INIT_TIMEOUT = 30.0
 TIMEOUT = 30.0
@@ -255,30 +253,25 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
     """A fresh interpreter in a sandbox: an init with one command, the runtime's handler loop."""
     program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
     base = host.bases.place(interpreter.recipe(spec.network != "none"))
-    blank = host.blanks.take(spec.limits, base, network=spec.network != "host")
+    over = Mounts.private(spec)
+    code = bind_code(spec.code)
+    try:
+        over.tree(TASK, code)
+        setup = Setup(
+            root=base,
+            mounts=over,
+            hostname=spec.hostname,
+            rlimits=limits(spec.nofile, spec.fsize),
+            filter=program,
+            network=spec.network != "host",
+        )
+        blank = host.blanks.make(spec.limits, setup)
+    finally:
+        os.close(code)
     leaf, box = blank.leaf, blank.box
     pidfd = -1
     ends = Endpoints()
     try:
-        over = Mounts()
-        over.proc(rootfs.MASKED)
-        over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
-        over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)
-        code = bind_code(spec.code)
-        try:
-            over.tree(TASK, code)
-            box.setup(
-                Setup(
-                    root=base,
-                    mounts=over,
-                    hostname=spec.hostname,
-                    rlimits=limits(spec.nofile, spec.fsize),
-                    filter=program,
-                    network=spec.network != "host",
-                )
-            )
-        finally:
-            os.close(code)
         ends.send(config(spec, interpreter))
         channel, log = ends.theirs
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)

@@ -15,7 +15,7 @@ from olsock.errors import UnsupportedError
 from olsock.leftovers import Instance
 from olsock.spawner import Spawner
 
-BLANKS = 1  # sandboxes that are kept half made; OLSOCK_BLANKS overrides it
+BLANKS = 1  # sandboxes of each kind in use that are made ahead; OLSOCK_BLANKS overrides it
 
 
 class Host:
@@ -36,7 +36,7 @@ class Host:
             root.mkdir(mode=0o700)
             self.spawner = Spawner(os.fspath(root))
             self.bases = Bases(self.spawner)
-            self.blanks = Blanks(self.tree, self.spawner, self.bases, int(os.environ.get("OLSOCK_BLANKS", BLANKS)))
+            self.blanks = Blanks(self.tree, self.spawner, int(os.environ.get("OLSOCK_BLANKS", BLANKS)))
         except BaseException:
             if hasattr(self, "tree"):
                 self.tree.close()

@@ -12,6 +12,7 @@ from typing import IO, Any, Self
 from olsock import host as hosts
 from olsock import network, rootfs
 from olsock._core import mounts, process, seccomp
+from olsock.blanks import Blank
 from olsock.box import Box, Command, Mounts, Setup, limits
 from olsock.cgroups import Stats
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError
@@ -21,7 +22,6 @@ from olsock.results import Completed, Usage
 from olsock.rootfs import Recipe
 from olsock.spec import SandboxSpec
 
-SHM_SIZE = 16 * 1024 * 1024
 OUTPUT_LIMIT = 64 * 1024 * 1024  # bytes of stdout and of stderr that run() keeps
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 REMOVAL_TIMEOUT = 20.0
@@ -40,17 +40,15 @@ class Sandbox:
         self._make(hosts.current())
 
     def _make(self, host: hosts.Host) -> None:
-        spec, network_own = self.spec, self.spec.network != "host"
+        spec = self.spec
         self._lock = threading.Lock()
         self._owner = os.getpid()
+        self._ooms = 0
         self._lease: network.Lease | None = None
         program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
-        recipe = self._recipe()
-        base = None if spec.writable else host.bases.place(recipe)
-        self._blank = host.blanks.take(spec.limits, base, network=network_own)
+        self._blank = self._make_writable(host, program) if spec.writable else self._take(host, program)
         self.name = self._blank.leaf.name
         try:
-            self._setup(host, recipe, base, program)
             if spec.network == "bridge":
                 self._lease = network.connect(self._blank.box.pid, self.name, host.instance.name)
         except BaseException:
@@ -58,31 +56,54 @@ class Sandbox:
             raise
         self._closed = False
 
-    def _setup(self, host: hosts.Host, recipe: Recipe, base: str | None, program: bytes) -> None:
-        spec, over = self.spec, Mounts()
+    def _take(self, host: hosts.Host, program: bytes) -> Blank:
+        over = Mounts.private(self.spec)
         opened: list[int] = []
         try:
-            root = base if base is not None else self._writable_root(host, recipe, over, opened)
-            over.proc(rootfs.MASKED)
-            over.tmpfs("/tmp", spec.tmpfs_size, spec.tmpfs_inodes)
-            over.tmpfs("/dev/shm", min(SHM_SIZE, spec.tmpfs_size), spec.tmpfs_inodes)
-            for bind in spec.binds:
-                attributes = mounts.NOSUID | mounts.NODEV | (0 if bind.writable else mounts.RDONLY)
-                opened.append(mounts.bind(bind.source, attributes))
-                over.tree(bind.target, opened[-1])
-            self._blank.box.setup(
-                Setup(
-                    root=root,
-                    mounts=over,
-                    hostname=spec.hostname,
-                    rlimits=limits(spec.nofile, spec.fsize),
-                    filter=program,
-                    network=spec.network != "host",
-                    time=spec.time_ns,
-                )
-            )
+            self._bind(over, opened)
+            return host.blanks.take(self.spec.limits, self._setup(host.bases.place(self._recipe()), over, program))
         finally:
             process.close_all(*opened)
+
+    def _make_writable(self, host: hosts.Host, program: bytes) -> Blank:
+        """A writable root belongs to the sandbox's own ids, so it is made for a clone that is there already."""
+        spec, over = self.spec, Mounts()
+        opened: list[int] = []
+        blank = host.blanks.clone(spec.limits, network=spec.network != "host")
+        try:
+            keep = spec.writable if isinstance(spec.writable, str) else None
+            owner = blank.block.base + spec.uid
+            made = rootfs.build_writable(host.spawner, self._recipe(), owner, spec.tmpfs_size, keep)
+            opened += [made.root, *(fd for _, fd in made.trees)]
+            for target, fd in made.trees:
+                over.tree(target, fd)
+            over.add(Mounts.private(spec))
+            self._bind(over, opened)
+            blank.box.setup(self._setup(made.root, over, program))
+        except BaseException:
+            blank.remove()
+            raise
+        finally:
+            process.close_all(*opened)
+        return blank
+
+    def _bind(self, over: Mounts, opened: list[int]) -> None:
+        for bind in self.spec.binds:
+            attributes = mounts.NOSUID | mounts.NODEV | (0 if bind.writable else mounts.RDONLY)
+            opened.append(mounts.bind(bind.source, attributes))
+            over.tree(bind.target, opened[-1])
+
+    def _setup(self, root: str | int, over: Mounts, program: bytes) -> Setup:
+        spec = self.spec
+        return Setup(
+            root=root,
+            mounts=over,
+            hostname=spec.hostname,
+            rlimits=limits(spec.nofile, spec.fsize),
+            filter=program,
+            network=spec.network != "host",
+            time=spec.time_ns,
+        )
 
     def _recipe(self) -> Recipe:
         spec = self.spec
@@ -94,16 +115,6 @@ class Sandbox:
             users=(("sandbox", spec.uid, spec.gid),) if spec.uid not in (0, 65534) else (),
             hostname=spec.hostname,
         )
-
-    def _writable_root(self, host: hosts.Host, recipe: Recipe, over: Mounts, opened: list[int]) -> int:
-        spec = self.spec
-        keep = spec.writable if isinstance(spec.writable, str) else None
-        owner = self._blank.block.base + spec.uid
-        made = rootfs.build_writable(host.spawner, recipe, owner, spec.tmpfs_size, keep)
-        opened += [made.root, *(fd for _, fd in made.trees)]
-        for target, fd in made.trees:
-            over.tree(target, fd)
-        return made.root
 
     def run(
         self,
@@ -146,14 +157,13 @@ class Sandbox:
         command = Command(argv, self._environment(env), cwd or spec.cwd, spec.uid, spec.gid)
         pipes = Pipes(stdin, stdout, stderr)
         try:
-            ooms = self._blank.leaf.oom_kills()
             token, pid = box.spawn(command, pipes.theirs)
         except BaseException:
             pipes.close()
             raise
         finally:
             pipes.close_theirs()
-        return Process(self, box, token, pid, list(argv), pipes, ooms)
+        return Process(self, box, token, pid, list(argv), pipes)
 
     def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
         base = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": DEFAULT_PATH}
@@ -161,6 +171,11 @@ class Sandbox:
         if not prefix.startswith("/usr") and self.spec.rootfs == "host":
             base["PATH"] = f"{prefix}/bin:{DEFAULT_PATH}"
         return {**base, **self.spec.env, **(env or {})}
+
+    def _count_ooms(self) -> int:
+        """How many processes were killed for memory so far. Kept: a program's start need not read it again."""
+        self._ooms = self._blank.leaf.oom_kills()
+        return self._ooms
 
     def _living(self) -> Box:
         if self._closed:
@@ -219,11 +234,11 @@ class Process:
     """A running program of a sandbox. As a context manager it is killed and waited for at the end."""
 
     def __init__(
-        self, sandbox: Sandbox, box: Box, token: int, pid: int, args: list[str | bytes], pipes: Pipes, ooms: int
+        self, sandbox: Sandbox, box: Box, token: int, pid: int, args: list[str | bytes], pipes: Pipes
     ) -> None:
         self.args, self.pid = args, pid  # the pid is the sandbox's own
         self._sandbox, self._box, self._token, self._pipes = sandbox, box, token, pipes
-        self._ooms = ooms
+        self._ooms = sandbox._ooms
         self._exited: Exited | None = None
 
     @property
@@ -296,7 +311,7 @@ class Process:
             user_seconds=exited.user_usec / 1e6,
             system_seconds=exited.system_usec / 1e6,
             peak_memory=exited.peak_kib * 1024,
-            oom_killed=self._sandbox._blank.leaf.oom_kills() > self._ooms,
+            oom_killed=self._sandbox._count_ooms() > self._ooms,
             timed_out=timed_out,
         )
 

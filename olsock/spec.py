@@ -171,7 +171,7 @@ class FunctionOptions(_Resources, total=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Spec:
+class Spec:
     """What every kind of sandbox has. The checks run however a spec is made."""
 
     memory: int | None = 512 * MIB
@@ -207,7 +207,7 @@ class _Spec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxSpec(_Spec):
+class SandboxSpec(Spec):
     """A sandbox in which programs are run."""
 
     rootfs: str = "host"  # or the absolute path of a directory
@@ -219,7 +219,7 @@ class SandboxSpec(_Spec):
     time_ns: bool = False  # a time namespace of its own
 
     def __post_init__(self) -> None:
-        _Spec.__post_init__(self)
+        Spec.__post_init__(self)
         if self.rootfs != "host":
             _existing(self.rootfs, "rootfs", what="directory")
         if not isinstance(self.writable, bool):
@@ -261,7 +261,7 @@ class SandboxSpec(_Spec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FunctionSpec(_Spec):
+class FunctionSpec(Spec):
     """A handler, started from a zygote or from a fresh interpreter."""
 
     code: str
@@ -271,7 +271,7 @@ class FunctionSpec(_Spec):
     timeout: float | None = None  # seconds for the import of the handler; None: the library's default
 
     def __post_init__(self) -> None:
-        _Spec.__post_init__(self)
+        Spec.__post_init__(self)
         _existing(self.code, "code", what="directory")
         for package in self.packages:
             _existing(package, "packages", what="directory")

@@ -165,8 +165,10 @@ _Noreturn void init_main(const struct init_start *start)
     struct sigaction default_action = {.sa_handler = SIG_DFL};
     sigset_t mask;
 
-    /* The spawner's SIGCHLD setting would have the kernel reap for us; exit statuses would be lost. */
-    (void) sigaction(SIGCHLD, &default_action, NULL);
+    /* The spawner ignores some, and so would every program that has not heard of it; and with its setting of SIGCHLD the
+     * kernel would reap for us, and exit statuses would be lost. */
+    for (int number = 1; number <= SIGRTMAX; number++)
+        (void) sigaction(number, &default_action, NULL);
     (void) sigemptyset(&mask);
     (void) sigaddset(&mask, SIGCHLD);
     (void) sigprocmask(SIG_BLOCK, &mask, NULL);

@@ -18,23 +18,31 @@ SCRIPT = """
 import json, os, sys
 import olsock
 from olsock import host
-from olsock.blanks import Blank
+from olsock.blanks import Blank, Blanks
 
 cloned, taken = [], []
-remember = Blank.__init__
-def __init__(self, *args):
-    remember(self, *args)
-    cloned.append(self.box.pid)
-Blank.__init__ = __init__
+clone = Blanks.clone
+def remembering(*args, **kwargs):
+    blank = clone(*args, **kwargs)
+    cloned.append(blank.box.pid)
+    return blank
+Blanks.clone = remembering
 
-for limits in ({}, {}, {"memory": "64M", "pids": 7}, {"rootfs": sys.argv[1]}, {"network": "host"}):
-    with olsock.Sandbox(**limits) as box:
+def settle():
+    for stock in host.current().blanks._stocks.values():
+        stock._pool.submit(int).result()
+
+same = {"memory": "64M", "pids": 7}
+for options in ({}, {}, {}, same, same, {"rootfs": sys.argv[1]}, {"network": "host"}, {"writable": True}):
+    with olsock.Sandbox(**options) as box:
         taken.append(box.pid)
         assert box.stats().pids == 1
-        if "rootfs" not in limits:
-            done = box.run(["sh", "-c", "cat /proc/self/limits; id -u"])
+        if "rootfs" not in options:
+            done = box.run(["cat", "/proc/self/limits"])
             assert done.returncode == 0, done
-        host.current().blanks._stock._pool and host.current().blanks._stock._pool.submit(int).result()
+        if options == same:
+            assert box.run(["sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 1 & done"]).returncode != 0
+        settle()
 host.close()
 print(json.dumps({"cloned": cloned, "taken": taken, "pid": os.getpid()}))
 """
@@ -64,9 +72,10 @@ def root(tmp_path: Path) -> str:
 
 def test_blanks_are_made_ahead_used_once_and_removed(root: str) -> None:
     result = run(2, root)
-    assert len(set(result["taken"])) == 5
+    assert len(set(result["taken"])) == 8
     assert set(result["taken"]) <= set(result["cloned"])
-    assert len(result["cloned"]) > 5  # some were left over
+    assert result["taken"] != result["cloned"]  # handed out from a stock, and some were left over
+    assert len(result["cloned"]) > 8
     assert not [pid for pid in result["cloned"] if os.path.exists(f"/proc/{pid}/ns")]
 
 
