@@ -7,6 +7,7 @@ through the cgroup that it had to be born in.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -298,7 +299,8 @@ class Zygote:
             if pid in kit.leaf.pids():  # still there: the pidfd is that process and no later one
                 return pid, pidfd
             os.close(pidfd)
-        Channel(ends.channel).wait_started(1.0)  # raises what the child reported before it ended
+        with contextlib.suppress(SandboxDeadError):
+            Channel(ends.channel).wait_started(1.0)  # raises what the child reported before it ended
         raise ZygoteError("the zygote forked nobody into the sandbox's cgroup")
 
     def _status(self, box: Box, pid: int) -> Callable[[], int | None]:
