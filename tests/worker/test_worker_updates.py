@@ -99,7 +99,8 @@ def test_a_replaced_registry_directory_is_seen(fresh: Callable[..., WorkerProces
 
 
 def test_queued_requests_of_clients_that_left_are_dropped(fresh: Callable[..., WorkerProcess]) -> None:
-    seen = "import time\nseen = []\ndef f(event):\n    time.sleep(event['s'])\n    seen.append(event['n'])\n    return seen\n"
+    seen = "import time\nseen = []\ndef f(event):\n    time.sleep(event['s'])\n"
+    seen += "    seen.append(event['n'])\n    return seen\n"
     worker = fresh({"one": (seen, "concurrency: 1\nqueue: 10\n")})
     worker.call("one", {"s": 0, "n": "first"})
     running = threading.Thread(target=lambda: worker.call("one", {"s": 1.0, "n": "running"}))

@@ -170,15 +170,18 @@ class Broker:
                 function, zygote = await self._make(message, f"/proc/self/fd/{code}")
             finally:
                 os.close(code)
-        except olsock.SpecError as error:
-            self._send(Failed(message.id, "refused", str(error)))
-        except _FAILURES as error:
-            self._log("error", "start", code=message.code, error=str(error))
-            self._send(Failed(message.id, "kernel", str(error)))
-        else:
             number = next(self._numbers)
             self._instances[number] = (function, zygote)
-            self._hand_over(message.id, number, function, zygote is not None)
+            try:
+                self._hand_over(message.id, number, function, zygote is not None)
+            except BaseException:
+                await self._end(number)
+                raise
+        except olsock.SpecError as error:
+            self._send(Failed(message.id, "refused", str(error)))
+        except Exception as error:  # whatever it was, someone waits for the answer
+            self._log("error", "start", code=message.code, error=str(error) or repr(error))
+            self._send(Failed(message.id, "kernel", str(error)))
         finally:
             self._pending -= 1
 
@@ -217,7 +220,7 @@ class Broker:
         except olsock.SpecError:
             self._zygotes.release(zygote)
             raise
-        except (*_FAILURES, RuntimeError) as error:  # RuntimeError: its executor was shut down meanwhile
+        except Exception as error:  # also RuntimeError: its executor was shut down meanwhile
             self._zygotes.failed(slot, zygote, error)
             self._zygotes.release(zygote)
             return None
@@ -247,12 +250,15 @@ class Broker:
             broker_protocol.close_all([*fds, handles.events])
 
     async def _stop(self, message: Stop) -> None:
-        function, zygote = self._instances.pop(message.instance, (None, None))
+        await self._end(message.instance)
+        self._send(Done(message.id))
+
+    async def _end(self, number: int) -> None:
+        function, zygote = self._instances.pop(number, (None, None))
         if function is not None:
             await asyncio.get_running_loop().run_in_executor(self._pool, _close_function, function)
         if zygote is not None:
             self._zygotes.release(zygote)
-        self._send(Done(message.id))
 
     async def _oom_kills(self, message: OomKills) -> None:
         function, _ = self._instances.get(message.instance, (None, None))

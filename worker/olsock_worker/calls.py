@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable
-from time import perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Call:
         self.headers = headers
         self.body = body
         self.keep_alive = keep_alive
-        self.received = perf_counter()
+        self.received = monotonic()
         self.started = 0.0  # when it left the queue
         self.sent = 0.0  # when the sandbox got it
         self.instance: Instance | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import Counter, deque
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import psutil
@@ -35,7 +35,7 @@ class _Starting:
     def __init__(self, function: Function, deployment: Deployment, timeout: float) -> None:
         self.function = function
         self.deployment = deployment
-        self.asked = perf_counter()
+        self.asked = monotonic()
         self.deadline: float = monotonic() + timeout
 
 
@@ -54,6 +54,7 @@ class Fleet:
         self._floor = int(settings.memory_floor) or total // 16
         self._available = (0.0, 0)
         self._grace: deque[Instance] = deque()  # idle ones in the order in which they became idle
+        self._freed: list[Instance] = []
         self._grace_timer: asyncio.TimerHandle | None = None
         self._beat_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -181,6 +182,22 @@ class Fleet:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
+    def freed(self, instance: Instance) -> None:
+        """Note that an instance has sent its reply, but that its output may not have been read.
+
+        What it printed before the reply is ready to be read in the same round of the event loop, which reads it under
+        the right request without our asking. Only an instance that works again within the round has to be asked.
+        """
+        instance.fresh = True
+        if not self._freed:
+            self._loop.call_soon(self._settle)
+        self._freed.append(instance)
+
+    def _settle(self) -> None:
+        for instance in self._freed:
+            instance.fresh = False
+        self._freed.clear()
+
     def idle(self, instance: Instance) -> None:
         """Note that an instance has nothing to do; after its grace it is frozen."""
         instance.idle_since = monotonic()
@@ -223,7 +240,7 @@ class Fleet:
                 waiting = True
         for function in list(self.functions.values()):
             if function.queue:
-                function.expire(perf_counter())
+                function.expire(monotonic())
                 waiting = True
         if self.instances and self._short():
             waiting = self._evict() or waiting

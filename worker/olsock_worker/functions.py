@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from time import perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from olsock.runtime import wire
@@ -92,7 +92,7 @@ class Function:
         if not self.queue:
             return None
         call = self.queue.popleft()
-        call.started = perf_counter()
+        call.started = monotonic()
         self.stats.queue.add(call.started - call.received)
         return call
 
@@ -275,7 +275,7 @@ class Function:
 
     def finish(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Answer, and record."""
-        stats, now = self.stats, perf_counter()
+        stats, now = self.stats, monotonic()
         stats.statuses[status] += 1
         stats.total.add(now - call.received)
         if call.sent:

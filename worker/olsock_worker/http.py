@@ -27,6 +27,17 @@ _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type"
 _BAD = (400, "bad_request")
 
 
+_NAMES: dict[bytes, str] = {}
+
+
+def _header_name(name: bytes) -> str:
+    """Return a header's name as text in lower case, remembered while there is room."""
+    key = name.decode("latin-1").lower()
+    if len(_NAMES) < 256 and len(name) < 64:
+        _NAMES[name] = key
+    return key
+
+
 class Connection(asyncio.Protocol):
     """One client connection."""
 
@@ -125,7 +136,7 @@ class Connection(asyncio.Protocol):
         if self._refused or self._last:
             return
         headers = self._headers
-        key = name.decode("latin-1").lower()
+        key = _NAMES.get(name) or _header_name(name)
         self._head_bytes += len(name) + len(value)
         if self._state == _BODY:
             pass  # a trailer: counted, never merged into the headers

@@ -92,8 +92,8 @@ class Instance:
     """Runs one call at a time and tells its function how each ended."""
 
     __slots__ = (
-        "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call", "deadline",
-        "deployment", "forked", "freezing", "fresh", "function", "id", "idle_since", "last", "logged", "muted", "oom",
+        "_handles", "_limit", "_line", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call",
+        "deadline", "deployment", "forked", "freezing", "fresh", "function", "id", "idle_since", "last", "logged", "muted", "oom",
         "ready", "started", "state",
     )  # fmt: skip
 
@@ -120,6 +120,7 @@ class Instance:
         self._limit = int(function.fleet.settings.http.reply) + wire.MAX_META
         self._parser = wire.Parser(_FROM_BOX, self._limit)
         self._parts: list[bytes] = []
+        self._line = b""  # the beginning of a line of output
         self._status: tuple[int, bytes] | None = None
         self._out = memoryview(b"")
         self._loop = asyncio.get_running_loop()
@@ -139,6 +140,8 @@ class Instance:
         call.instance = self
         if self.fresh:
             self._read_log()
+        if self._line:
+            self._end_line()
         self.last = call.id
         call.sent = monotonic()
         until = call.sent + self.function.deployment.config.timeout
@@ -317,10 +320,23 @@ class Instance:
             return True
         except OSError:
             return False
-        if data:
-            self.logged += len(data)
-            self.function.log.write(self.last, data)
-        return bool(data)
+        more = bool(data)
+        self.logged += len(data)
+        if self._line:
+            data = self._line + data
+        end = data.rfind(b"\n") + 1
+        self._line = data[end:]  # a line that is written in pieces is logged as one
+        if end:
+            self.function.log.write(self.last, data[:end])
+        if len(self._line) > _READ:
+            self._end_line()
+        return more
+
+    def _end_line(self) -> None:
+        """Log what is there of a line that has not ended: its request has."""
+        if self._line:
+            line, self._line = self._line, b""
+            self.function.log.write(self.last, line)
 
     def unmute(self) -> None:
         """Go on reading output, a beat later."""
@@ -335,6 +351,7 @@ class Instance:
         """Stop its processes. Whether they have stopped need not be known: they are thawed before they are needed."""
         os.write(self._handles.freeze, b"1")
         self.state = State.FROZEN
+        self._end_line()
 
     def kill(self) -> None:
         """Kill every process in it, frozen or not, by the kernel's own hand."""
@@ -361,6 +378,7 @@ class Instance:
     def detach(self) -> None:
         """Listen to it no more."""
         if self.state is not State.DYING:
+            self._end_line()
             self.state, self.deadline = State.DYING, NEVER
             self._loop.remove_writer(self._handles.channel)
             for fd in (self._handles.channel, self._handles.log, self._handles.pidfd):
