@@ -52,6 +52,7 @@ SETTLED = ("hostname", "network", "packages", "python", "seccomp")  # for all ha
 _NETWORK_GIVEN, _NETWORK_SHARED = 1, 2  # csrc/fork/isolate.c
 FORK_TIMEOUT = 10.0
 REMOVAL_TIMEOUT = 20.0
+MAX_SPECS = 256
 LOG_LIMIT = 64 * 1024
 NOFILE = 1024
 TMPFS_SIZE = 64 * 1024 * 1024
@@ -75,6 +76,7 @@ class Zygote:
         self._closing = threading.Lock()
         self._turn = threading.Lock()  # forks of one process are serial in the kernel as well
         self._functions: set[Function] = set()
+        self._specs: dict[tuple[Any, ...], FunctionSpec] = {}
         host = hosts.current()
         self.name = f"z-{host.number()}"
         self._interpreter = Interpreter(self.spec.python, self.spec.packages)
@@ -214,7 +216,7 @@ class Zygote:
         for name in SETTLED:
             if name in options:
                 raise SpecError(name, options[name], "no value here: the zygote settles that for its handlers")
-        spec = FunctionSpec.parse(code=code, handler=handler, **options)
+        spec = self._spec(code, handler, options)
         kits, box = self._kits, self._box
         if self._closed or kits is None or box is None:
             raise ZygoteError(f"zygote {self.name} is closed")
@@ -224,6 +226,23 @@ class Zygote:
         except BaseException:
             kit.release()
             raise
+
+    def _spec(self, code: str | os.PathLike[str], handler: str, options: dict[str, Any]) -> FunctionSpec:
+        """Parse the options, or remember: the same function is forked again and again, and checks are half of the work."""
+        env = options.get("env")
+        try:
+            key = (os.fspath(code), handler, *options.items()) if not env else None
+            known = self._specs.get(key) if key else None
+        except TypeError:  # an option that cannot be a key; it may still be a good one
+            key = known = None
+        if known is not None and os.path.isdir(known.code):
+            return known
+        spec = FunctionSpec.parse(code=code, handler=handler, **options)
+        if key is not None:
+            if len(self._specs) >= MAX_SPECS:
+                self._specs.clear()
+            self._specs[key] = spec
+        return spec
 
     def _fork(self, box: Box, kits: Kits, spec: FunctionSpec, kit: Kit) -> Function:
         ends = Endpoints()

@@ -447,6 +447,14 @@ class Server:
         os._exit(status & 0xFF)
 
 
+def announce(fd: int) -> None:
+    """Say that the sandbox is finished and runs: the first thing to do in it."""
+    try:
+        os.write(fd, STARTED)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the host is gone already
+
+
 def serve(fd: int) -> NoReturn:
     """Answer on `fd` until the host closes its end, then end the process; never returns, whatever happens."""
     try:
@@ -455,10 +463,6 @@ def serve(fd: int) -> NoReturn:
         # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By
         # default the kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        try:
-            os.write(fd, STARTED)
-        except (BrokenPipeError, ConnectionResetError):
-            os._exit(0)  # the host is gone already
         # Code is not to find this program where a script's own module is looked for.
         sys.modules["_olsock_main"] = sys.modules["__main__"]
         sys.modules["__main__"] = type(sys)("__main__")
@@ -474,6 +478,7 @@ def serve(fd: int) -> NoReturn:
 
 def main() -> NoReturn:
     """Entry of a fresh interpreter: the channel is fd 3."""
+    announce(3)
     serve(3)
 
 

@@ -128,7 +128,10 @@ def fork(request: bytes, fds: list[int]) -> bytes | None:
         pid = _fork.fork(request, fds)
     except OSError as error:
         return FAILED.pack(1, error.errno or errno.EIO) + str(error).encode(errors="replace")[:MAX_REASON]
-    return FORKED.pack(0, pid) if pid else None
+    if pid:
+        return FORKED.pack(0, pid)
+    handler.announce(CONTROL)  # its number is the child's channel now
+    return None
 
 
 def loop(control: _socket.socket) -> int:
@@ -139,7 +142,7 @@ def loop(control: _socket.socket) -> int:
             os._exit(0)
         answer = fork(data, fds)
         if answer is None:
-            control.detach()  # its number is the child's channel now
+            control.detach()  # not to be closed with the object: see `fork`
             return CONTROL
         for fd in fds:
             os.close(fd)
