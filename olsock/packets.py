@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,18 @@ class _Answer:
         self.error: KernelError | None = None
 
 
+_open: weakref.WeakSet[Mailbox] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Close a fork's copies: a sandbox must end with its owner, and not with the last of the owner's children."""
+    for mailbox in list(_open):
+        mailbox.abandon()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 class Mailbox:
     """One end of a packet socket, shared by threads: whoever waits reads for all.
 
@@ -103,6 +116,7 @@ class Mailbox:
         self._dead = False
         self._next_token = 1
         self._answers: dict[int, _Answer] = {}
+        _open.add(self)
 
     def fileno(self) -> int:
         """The socket's fd, readable when somebody left or answered."""
@@ -178,6 +192,11 @@ class Mailbox:
         with self._turn:
             self._dead = True
             self._turn.notify_all()
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """Close this process's copy. Takes no lock: in a fork, a thread that is not there any more may hold it."""
+        self._dead = True
         self._socket.close()
 
     def _read(self, timeout: float | None) -> tuple[bytes, list[int]] | None:
