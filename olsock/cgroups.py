@@ -103,7 +103,7 @@ class Group:
         self._host, self._above, self.name = host, above, name
         self._lock = threading.RLock()  # life: the directory fd, removal, which limits are set
         self._waiting = threading.Lock()  # who uses the two fds below: see _events
-        self._fd = self._freeze_fd = self._events_fd = -1
+        self._fd = self._freeze_fd = self._events_fd = self._oom_fd = -1
         self._limits = _UNLIMITED
         self._removed = False
         made: list[int] = []
@@ -262,9 +262,13 @@ class Group:
         index = self._host.index.get("memory")
         if index is None:
             return 0
-        if index:
-            return _counters(self._get(index, "memory.oom_control")).get("oom_kill", 0)
-        return _counters(self._get(0, "memory.events")).get("oom_kill", 0)
+        file = "memory.oom_control" if index else "memory.events"
+        if self._oom_fd < 0:  # kept open: this is read after every program
+            self._oom_fd = self._open(file, os.O_RDONLY, index)
+        try:
+            return _counters(os.pread(self._oom_fd, 4096, 0).decode()).get("oom_kill", 0)
+        except OSError as error:
+            raise _failure("read", f"{self.paths[index]}/{file}", error) from None
 
     def stats(self) -> Stats:
         """Return what the group has used so far."""
@@ -344,8 +348,8 @@ class Group:
 
     def _close(self) -> None:
         with self._waiting:
-            fds = (self._fd, self._freeze_fd, self._events_fd)
-            self._fd = self._freeze_fd = self._events_fd = -1
+            fds = (self._fd, self._freeze_fd, self._events_fd, self._oom_fd)
+            self._fd = self._freeze_fd = self._events_fd = self._oom_fd = -1
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
@@ -425,14 +429,14 @@ class Group:
         finally:
             os.close(fd)
 
-    def _open(self, file: str, flags: int) -> int:
+    def _open(self, file: str, flags: int, index: int = 0) -> int:
         path = f"{self.name}/{file}" if file else self.name
         try:
-            return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._above.fd(0))
+            return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._above.fd(index))
         except KernelError:
             raise
         except OSError as error:
-            raise _failure("open", os.path.join(self._above.paths[0], path), error) from None
+            raise _failure("open", os.path.join(self._above.paths[index], path), error) from None
 
     def _write(self, controller: str, file: str, text: str) -> None:
         self._put(self._host.index[controller], file, text)
