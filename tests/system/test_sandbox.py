@@ -412,20 +412,22 @@ def test_a_fork_of_the_process_leaves_its_sandboxes_alone(box):
     assert box.run(["echo", "here"]).stdout == b"here\n"
 
 
-def test_a_sandbox_that_was_made_ahead_is_like_others(box):
-    stock = host.current().blanks._stock
-    size, stock.size = stock.size, 1
+def test_a_sandbox_that_was_made_ahead_is_like_others(monkeypatch):
+    blanks = host.current().blanks
+    blanks.close()
+    monkeypatch.setattr(blanks, "_size", 1)
     try:
-        stock.refill()
+        olsock.Sandbox().close()
+        (stock,) = blanks._stocks.values()
         assert eventually(lambda: stock._ready)
-        blank = stock._ready[0]
-        with olsock.Sandbox(pids=7) as box:  # with a base tree that there was before, made by the fixture
-            assert box.name == blank.leaf.name
+        name = stock._ready[0].leaf.name
+        with olsock.Sandbox(pids=7) as box:
+            assert box.name == name
             assert b"Cannot fork" in box.run(["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done"]).stderr
+        with olsock.Sandbox(hostname="other") as box:  # nothing like it was made ahead
+            assert output(box, "uname", "-n") == "other"
     finally:
-        stock.size = size
-        assert eventually(lambda: not stock._pending)
-        stock.clear()
+        blanks.close()
 
 
 def test_the_host_needs_root():
