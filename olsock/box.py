@@ -58,7 +58,6 @@ class Mounts:
         self.parts.append(u32(_PROC) + string("/proc"))
         self.parts += [u32(_MASK) + string(path) for path in masks]
 
-
     def add(self, others: Mounts) -> None:
         """Mount these after what there is."""
         self.parts += others.parts

@@ -237,9 +237,7 @@ def guarded_ports() -> list[str]:
 
     with NFTSocket(nfgen_family=_NETDEV) as netlink:
         found = netlink.request_get(nfnetlink.nfgen_msg(), _GETCHAIN)
-    return [
-        chain.get_attr("NFTA_CHAIN_NAME") for chain in found if chain.get_attr("NFTA_CHAIN_TABLE") == TABLE
-    ]
+    return [chain.get_attr("NFTA_CHAIN_NAME") for chain in found if chain.get_attr("NFTA_CHAIN_TABLE") == TABLE]
 
 
 def remove() -> None:

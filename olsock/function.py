@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from olsock import host as hosts
@@ -20,6 +18,7 @@ from olsock.channel import Channel
 from olsock.endpoints import Endpoints, read_tail
 from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError, SpecError
 from olsock.interpreter import ENVIRONMENT, Interpreter
+from olsock.owned import Owned
 from olsock.rootfs import TASK
 from olsock.runtime import wire
 from olsock.spec import USER, FunctionSpec
@@ -55,7 +54,7 @@ class Parts:
     release: Callable[[], None]  # end it and remove what it had
 
 
-class Function:
+class Function(Owned):
     """A handler in a sandbox of its own. One invocation at a time.
 
     `code` is a directory, mounted read-only at /var/task; `handler` names the function ("module:function") in it;
@@ -76,9 +75,7 @@ class Function:
 
     def _adopt(self, parts: Parts) -> None:
         self._parts = parts
-        self._closing = threading.Lock()
-        self._closed = False
-        self._owner = os.getpid()
+        self._own()
         self._output = bytearray()
         self.spec = parts.spec
         os.set_blocking(parts.ends.log, False)
@@ -182,27 +179,10 @@ class Function:
         channel, log, pidfd, freeze, kill, events = opened
         return Handles(channel, freeze, kill, events, memory_events, log, pidfd)
 
-    def close(self) -> None:
-        """Kill the handler and remove every trace of its sandbox. Idempotent; works on a paused one."""
-        with self._closing:
-            if self._closed or self._owner != os.getpid():  # a fork's copy is not the sandbox's owner
-                return
-            self._closed = True
+    def _end(self) -> None:
         self._parts.release()
         self._parts.ends.close()
         process.close_all(self._parts.pidfd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:

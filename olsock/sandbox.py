@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal as signals
-import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
@@ -16,6 +15,7 @@ from olsock.blanks import Blank
 from olsock.box import Box, Command, Mounts, Setup, limits
 from olsock.cgroups import Stats
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError
+from olsock.owned import Owned
 from olsock.packets import Exited
 from olsock.pipes import DEVNULL, PIPE, Pipes
 from olsock.results import Completed, Usage
@@ -27,7 +27,7 @@ DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 REMOVAL_TIMEOUT = 20.0
 
 
-class Sandbox:
+class Sandbox(Owned):
     """An isolated place to run programs in, by default without network, privileges or anything of the host but /usr.
 
     Takes the options of `SandboxSpec`. Every layer is on unless an option turns it off; a layer that this host cannot
@@ -41,8 +41,6 @@ class Sandbox:
 
     def _make(self, host: hosts.Host) -> None:
         spec = self.spec
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
         self._ooms = 0
         self._lease: network.Lease | None = None
         program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
@@ -54,7 +52,7 @@ class Sandbox:
         except BaseException:
             self._blank.remove()
             raise
-        self._closed = False
+        self._own()
 
     def _take(self, host: hosts.Host, program: bytes) -> Blank:
         over = Mounts.private(self.spec)
@@ -207,35 +205,16 @@ class Sandbox:
         self._living()
         return self._blank.leaf.stats()
 
-    def close(self) -> None:
-        """Kill what runs and remove every trace. Idempotent; a frozen sandbox can be closed."""
-        with self._lock:
-            if self._closed or self._owner != os.getpid():  # a fork's copy is not the sandbox's owner
-                return
-            self._closed = True
+    def _end(self) -> None:
         if self._lease is not None:
             self._lease.close()
         self._blank.remove()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
 
 class Process:
     """A running program of a sandbox. As a context manager it is killed and waited for at the end."""
 
-    def __init__(
-        self, sandbox: Sandbox, box: Box, token: int, pid: int, args: list[str | bytes], pipes: Pipes
-    ) -> None:
+    def __init__(self, sandbox: Sandbox, box: Box, token: int, pid: int, args: list[str | bytes], pipes: Pipes) -> None:
         self.args, self.pid = args, pid  # the pid is the sandbox's own
         self._sandbox, self._box, self._token, self._pipes = sandbox, box, token, pipes
         self._ooms = sandbox._ooms

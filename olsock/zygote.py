@@ -14,8 +14,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from olsock import host as hosts
 from olsock import identity, rootfs
@@ -41,6 +40,7 @@ from olsock.errors import DeadlineError, KernelError, SandboxDeadError, SpecErro
 from olsock.function import Function, Parts, bind_code, config, describe_status, inner_pid
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
+from olsock.owned import Owned
 from olsock.packets import blob, rlimits, string, u32
 from olsock.spec import FunctionSpec, ZygoteSpec
 
@@ -59,7 +59,7 @@ TMPFS_SIZE = 64 * 1024 * 1024
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-class Zygote:
+class Zygote(Owned):
     """An interpreter that has imported `imports` and forks handlers in about a millisecond.
 
     `packages` are directories of installed packages, which the handlers see too; `python` an interpreter (CPython >= 3.9).
@@ -71,9 +71,6 @@ class Zygote:
         """Create it and wait until the imports are done."""
         self.spec = ZygoteSpec.parse(imports=imports, **options)
         self.bad: dict[str, str] = {}
-        self._closed = False
-        self._owner = os.getpid()
-        self._closing = threading.Lock()
         self._turn = threading.Lock()  # forks of one process are serial in the kernel as well
         self._functions: set[Function] = set()
         self._specs: dict[tuple[Any, ...], FunctionSpec] = {}
@@ -87,6 +84,7 @@ class Zygote:
         self._kits: Kits | None = None
         self._control: socket.socket | None = None
         self._log = self.pidfd = -1
+        self._own()
         try:
             self._start(host)
         except BaseException:
@@ -303,7 +301,11 @@ class Zygote:
             flags |= _NETWORK_GIVEN
             fds.append(kit.netns)
         fds += kit.tasks
-        parts = [u32(flags, len(kit.tasks), kit.uid, kit.uid), u32(len(trees)), *(string(target) for target, _ in trees)]
+        parts = [
+            u32(flags, len(kit.tasks), kit.uid, kit.uid),
+            u32(len(trees)),
+            *(string(target) for target, _ in trees),
+        ]
         parts += [u32(len(rootfs.MASKED)), *map(string, rootfs.MASKED)]
         parts += [rlimits(limits(spec.nofile, spec.fsize)), blob(self._filter)]
         return b"".join(parts), fds + [fd for _, fd in trees]
@@ -339,12 +341,7 @@ class Zygote:
         """What the zygote itself uses, its handlers apart."""
         return self._leaf.stats()
 
-    def close(self) -> None:
-        """End it and the handlers forked from it, and remove every trace. Idempotent."""
-        with self._closing:
-            if self._closed or self._owner != os.getpid():  # a fork's copy is not the zygote's owner
-                return
-            self._closed = True
+    def _end(self) -> None:
         for made in list(self._functions):
             made.close()
         if self._control is not None:
@@ -357,18 +354,6 @@ class Zygote:
         self._domain.remove()
         process.close_all(self._log, self.pidfd)
         self._block.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            self.close()
 
 
 def _reasons(bad: Mapping[str, str]) -> str:
