@@ -253,7 +253,7 @@ def domains(zygote: olsock.Zygote) -> list[Path]:
 @pytest.mark.cgroup
 @pytest.mark.parametrize(
     ("favour", "least", "most"),
-    [(lambda leaf, pid: psutil.Process(pid).nice(-10), 0, 3), (lambda leaf, pid: leaf.weight(True), 4, 10_000)],
+    [(lambda leaf, pid: psutil.Process(pid).nice(-10), 0, 3), (lambda leaf, pid: leaf.weight(True), 4, float("inf"))],
     ids=["nice", "weight"],
 )
 def test_nice_is_nothing_between_two_cpu_cgroups_and_weight_is(

@@ -42,10 +42,6 @@ def test_a_setuid_program_changes_nobody(kind, code, setuid_id):
         assert place("execute", f"{rootfs.TASK}/id", "-u") == str(place("status")["uids"][0]) != "0"
 
 
-def test_a_setuid_program_of_the_hosts_usr_changes_nobody(place):
-    assert place("execute", "/usr/bin/su", "-c", "id -u") not in ("0", "")
-
-
 def test_a_file_with_capabilities_gives_none(kind, code):
     reads_caps = code / "reads-caps"
     shutil.copy("/bin/grep", reads_caps)

@@ -148,11 +148,15 @@ def test_limits_are_in_force():
 
 @pytest.mark.cgroup
 def test_a_cpu_limit_slows_down():
-    timed = (
-        "import time\na = time.perf_counter()\nwhile time.process_time() < 0.15: pass\nprint(time.perf_counter() - a)"
-    )
+    timed = """
+import time
+wall, cpu = time.perf_counter(), time.process_time()
+while time.process_time() < cpu + 0.15:
+    pass
+print(time.perf_counter() - wall)
+"""
     with olsock.Sandbox(cpus=0.1) as box:
-        assert float(output(box, PYTHON, "-c", timed)) > 0.5  # 0.1 s of it are CPU time, the rest is waiting
+        assert float(output(box, PYTHON, "-c", timed)) > 0.5  # the rest is waiting
 
 
 def test_network_of_the_host():
@@ -410,24 +414,6 @@ def test_a_fork_of_the_process_leaves_its_sandboxes_alone(box):
         os._exit(0)
     os.waitpid(pid, 0)
     assert box.run(["echo", "here"]).stdout == b"here\n"
-
-
-def test_a_sandbox_that_was_made_ahead_is_like_others(monkeypatch):
-    blanks = host.current().blanks
-    blanks.close()
-    monkeypatch.setattr(blanks, "_size", 1)
-    try:
-        olsock.Sandbox().close()
-        (stock,) = blanks._stocks.values()
-        assert eventually(lambda: stock._ready)
-        name = stock._ready[0].leaf.name
-        with olsock.Sandbox(pids=7) as box:
-            assert box.name == name
-            assert b"Cannot fork" in box.run(["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done"]).stderr
-        with olsock.Sandbox(hostname="other") as box:  # nothing like it was made ahead
-            assert output(box, "uname", "-n") == "other"
-    finally:
-        blanks.close()
 
 
 def test_the_host_needs_root():
