@@ -22,6 +22,7 @@ import errno
 import os
 import re
 import select
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ PREFIX = "olsock-"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PERIOD = 100_000  # microseconds of one cpu.max period: the kernel's default, so only the quota is ever written
+_STRAY = 16  # milliseconds of pause after which a process that is still in a group is taken for more than one that is ending
 _UNLIMITED = Limits(memory=None, swap=None, cpus=None, pids=None, oom_group=False)
 _HINTS = {
     errno.EACCES: "needs root, or a cgroup delegated to this user",
@@ -596,6 +598,33 @@ def prune(parent_fd: int, name: str, path: str, end: float) -> None:
         # there is nothing to wait on, so look again, after a moment that grows.
         select.poll().poll(pause)
         pause = min(50, pause * 2 or 1)
+        if pause >= _STRAY:
+            _end_strays(parent_fd, name)
+
+
+def _end_strays(parent_fd: int, name: str) -> None:
+    """Kill who is in a group that has to go: on version 1 a zygote can enter its handlers', and would keep them."""
+
+    def members() -> list[int]:
+        try:
+            fd = os.open(f"{name}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=parent_fd)
+        except OSError:
+            return []
+        with open(fd, encoding="ascii") as file:
+            return [pid for pid in map(int, file.read().split()) if pid not in (0, os.getpid())]
+
+    for pid in members():
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            if pid in members():  # still there: the pidfd is that process and no later one
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(pidfd)
 
 
 def _prune_children(parent_fd: int, name: str, path: str, end: float) -> bool:

@@ -180,9 +180,11 @@ class Function(Owned):
         return Handles(channel, freeze, kill, events, memory_events, log, pidfd)
 
     def _end(self) -> None:
-        self._parts.release()
-        self._parts.ends.close()
-        process.close_all(self._parts.pidfd)
+        try:
+            self._parts.release()
+        finally:
+            self._parts.ends.close()
+            process.close_all(self._parts.pidfd)
 
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:

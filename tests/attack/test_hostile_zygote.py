@@ -209,6 +209,14 @@ def test_garbage_between_the_answers_harms_only_the_zygote():
                 pass
 
 
+def test_a_zygote_that_moves_into_its_handlers_cgroups_does_not_keep_them():
+    with hostile_zygote(HOSTILE="moves") as zygote:
+        fn = zygote.fork(HANDLERS, "probes:f")
+        said = fn.invoke({"probe": "hostile", "args": ["moves"]})
+        fn.close()  # in time, and the fixture looks for what is left
+        assert zygote.alive is ("ok" not in said)  # where there are lists to enter by (version 1), it ends with them
+
+
 # -- traps 6 and 7: control groups -------------------------------------------------------------------------------------
 
 
