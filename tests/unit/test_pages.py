@@ -57,6 +57,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_lines_are_wrapped(page: Path) -> None:
     """Tables and fenced blocks are as long as they are."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not [line for line in prose.splitlines() if "|---" in line and not line.startswith("|")], "a broken table"
     assert not [line for line in prose.splitlines() if len(line) > 110 and not line.startswith("|")]
 
 
