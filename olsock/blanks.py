@@ -6,9 +6,9 @@ has run no code but ours, and is handed out once, to whoever asks for exactly th
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from olsock import identity
@@ -43,9 +43,8 @@ class Blank:
 class Blanks:
     """Makes sandboxes up to their first command: to order, or from a stock of `size` of each kind in use."""
 
-    def __init__(self, tree: Tree, spawner: Spawner, size: int) -> None:
-        self._tree, self._spawner, self._size = tree, spawner, size
-        self._numbers = itertools.count(1)
+    def __init__(self, tree: Tree, spawner: Spawner, size: int, number: Callable[[], int]) -> None:
+        self._tree, self._spawner, self._size, self._number = tree, spawner, size, number
         self._lock = threading.Lock()
         self._stocks: OrderedDict[bytes, Stock[Blank]] = OrderedDict()
 
@@ -54,7 +53,7 @@ class Blanks:
         block = identity.claim()
         leaf: Leaf | None = None
         try:
-            leaf = self._tree.leaf(f"s-{next(self._numbers)}")
+            leaf = self._tree.leaf(f"s-{self._number()}")
             leaf.set(limits)
             return Blank(block, leaf, Box(self._spawner, [(0, block.base, block.size)], leaf, network=network))
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -118,6 +119,8 @@ class Box:
         flags = spawner.ISOLATED | (spawner.NEWNET if network else 0)
         ours, theirs = spawner.channel()
         self._exits: dict[int, Exited] = {}
+        self._watchers: dict[int, int] = {}  # token -> eventfd
+        self._watching = threading.Lock()
         self.orphans: OrderedDict[int, int] = OrderedDict()  # pid as init sees it -> wait status
         self._mailbox = Mailbox(ours, "the sandbox's init", self._left)
         self._setup_token = 0
@@ -134,7 +137,10 @@ class Box:
 
     def _left(self, exited: Exited) -> None:
         if exited.token != packets.NO_TOKEN:
-            self._exits[exited.token] = exited
+            with self._watching:
+                self._exits[exited.token] = exited
+                if (watcher := self._watchers.get(exited.token)) is not None:
+                    os.eventfd_write(watcher, 1)
             return
         self.orphans[exited.pid] = exited.status
         if len(self.orphans) > MAX_ORPHANS:
@@ -156,6 +162,20 @@ class Box:
         """Wait until the command of `token` has left."""
         self._mailbox.wait(lambda: token in self._exits, timeout)
         return self._exits[token]
+
+    def watch(self, token: int) -> int:
+        """Return an fd that is readable once the command of `token` has left; `unwatch` closes it.
+
+        `fileno` alone is not enough for who polls: another thread, waiting for another command, may read the news first.
+        """
+        with self._watching:
+            watcher = self._watchers[token] = os.eventfd(token in self._exits, os.EFD_CLOEXEC)
+        return watcher
+
+    def unwatch(self, token: int) -> None:
+        """End a watch."""
+        with self._watching:
+            os.close(self._watchers.pop(token))
 
     def forget(self, token: int) -> None:
         """Drop the exit of a command that nobody will ask for again."""

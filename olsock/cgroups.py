@@ -40,7 +40,9 @@ PREFIX = "olsock-"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PERIOD = 100_000  # microseconds of one cpu.max period: the kernel's default, so only the quota is ever written
-_STRAY = 16  # milliseconds of pause after which a process that is still in a group is taken for more than one that is ending
+_STRAY = (
+    16  # milliseconds of pause after which a process that is still in a group is taken for more than one that is ending
+)
 _UNLIMITED = Limits(memory=None, swap=None, cpus=None, pids=None, oom_group=False)
 _HINTS = {
     errno.EACCES: "needs root, or a cgroup delegated to this user",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from olsock.spec import USER, FunctionSpec
 
 LOG_LIMIT = 64 * 1024
 INIT_TIMEOUT = 30.0
+LAST_BREATH = 0.1  # seconds between the end of a channel and that of its process
 TIMEOUT = 30.0
 
 
@@ -124,6 +126,8 @@ class Function(Owned):
             found = InvocationError("oom", f"out of memory (limit {self.spec.memory} bytes)")
         elif isinstance(error, ProtocolError):
             found = InvocationError("crash", f"condemned: {error}")
+        elif not process.wait_readable(self._parts.pidfd, LAST_BREATH):
+            found = InvocationError("crash", "the handler closed its channel")
         else:
             status = self._parts.status()
             how = "it is gone" if status is None else describe_status(status)
@@ -228,7 +232,12 @@ def inner_pid(pid: int) -> int | None:
 
 def bind_code(directory: str) -> int:
     """A detached, read-only tree of a function's code."""
-    return mounts.bind(directory, mounts.RDONLY | mounts.NOSUID | mounts.NODEV, recursive=False)
+    tree = mounts.bind(directory, mounts.RDONLY | mounts.NOSUID | mounts.NODEV, recursive=False)
+    others = stat.S_IROTH | stat.S_IXOTH
+    if os.fstat(tree).st_mode & others != others:
+        os.close(tree)
+        raise SpecError("code", directory, "a directory that other users may read and enter (chmod o+rx)")
+    return tree
 
 
 def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) -> Parts:

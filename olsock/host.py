@@ -34,14 +34,24 @@ class Host:
             self.instance.record_cgroups(self.tree.paths)
             root = Path(self.instance.directory, "root")
             root.mkdir(mode=0o700)
-            self.spawner = Spawner(os.fspath(root))
-            self.bases = Bases(self.spawner)
-            self.blanks = Blanks(self.tree, self.spawner, int(os.environ.get("OLSOCK_BLANKS", BLANKS)))
+            self._spawn()
         except BaseException:
             if hasattr(self, "tree"):
                 self.tree.close()
             self.instance.close()
             raise
+
+    def _spawn(self) -> None:
+        self.spawner = Spawner(os.path.join(self.instance.directory, "root"))
+        self.bases = Bases(self.spawner)
+        size = int(os.environ.get("OLSOCK_BLANKS", BLANKS))
+        self.blanks = Blanks(self.tree, self.spawner, size, self.number)
+
+    def revive(self) -> None:
+        """Start another spawner in place of one that died; sandboxes live on without it."""
+        self.blanks.close()
+        self.spawner.close()
+        self._spawn()
 
     def number(self) -> int:
         """A number that this host has not given before; names of cgroups are made of it."""
@@ -68,6 +78,10 @@ def current() -> Host:
             if _current is None or _current.pid != os.getpid():
                 _current = Host()
             host = _current
+    if not host.spawner.alive:
+        with _lock:
+            if not host.spawner.alive:
+                host.revive()
     return host
 
 

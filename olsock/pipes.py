@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO
 
 from olsock.errors import SpecError
@@ -61,16 +61,17 @@ class Pipes:
         return which
 
     def communicate(
-        self, input: bytes, timeout: float | None, limit: int, news_fd: int, ended: Callable[[], int | None]
+        self, input: bytes, timeout: float | None, limit: int, news: Sequence[int], ended: Callable[[], int | None]
     ) -> bool:
         """Write `input` and read both streams until the program has `ended`; False if `timeout` seconds pass first.
 
-        The program's end, told through `news_fd`, is what ends this, not the streams' end: something that the program left
+        The program's end, told through the fds `news`, is what ends this, not the streams' end: something that the program left
         behind may hold them open for ever.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        poll.register(news_fd, select.POLLIN)
+        for fd in news:
+            poll.register(fd, select.POLLIN)
         readers = {f.fileno(): into for f, into in ((self.stdout, self.output), (self.stderr, self.errors)) if f}
         for fd in readers:
             os.set_blocking(fd, False)
@@ -84,7 +85,7 @@ class Pipes:
             if left is not None and left <= 0:
                 return False
             for fd, _ in poll.poll(None if left is None else left * 1000 + 1):
-                if fd == news_fd:
+                if fd in news:
                     if ended() is not None:
                         self.drain(limit)
                         return True

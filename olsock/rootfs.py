@@ -295,8 +295,11 @@ def _overlay(
 
 def _kept_directory(keep: str, name: str) -> int:
     """Open `<keep>/<name>`, made if need be: ours, 0700, so that no file in it is reachable on the host (attack 17)."""
-    os.makedirs(keep, mode=0o700, exist_ok=True)
-    top = os.open(keep, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.makedirs(keep, mode=0o700, exist_ok=True)
+        top = os.open(keep, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SpecError("writable", keep, f"a directory that can be made ({error.strerror})") from None
     try:
         try:
             os.mkdir(name, 0o700, dir_fd=top)

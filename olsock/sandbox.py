@@ -269,7 +269,11 @@ class Process:
 
     def complete(self, input: bytes, timeout: float | None, output_limit: int = OUTPUT_LIMIT) -> Completed:
         """Feed `input`, read all output, wait; a program that is not done after `timeout` seconds is killed."""
-        timed_out = not self._pipes.communicate(input, timeout, output_limit, self._box.fileno(), self.poll)
+        news = (self._box.fileno(), self._box.watch(self._token))
+        try:
+            timed_out = not self._pipes.communicate(input, timeout, output_limit, news, self.poll)
+        finally:
+            self._box.unwatch(self._token)
         if timed_out:
             self.kill()
             self._pipes.drain(output_limit)

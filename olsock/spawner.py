@@ -51,6 +51,11 @@ class Spawner:
             self.close()
             raise
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still make sandboxes."""
+        return self._process.poll() is None
+
     def clone(
         self, flags: int, maps: Sequence[IdMap], channel_fd: int, cgroup_fd: int = -1, tasks: Sequence[int] = ()
     ) -> tuple[int, int]:

@@ -194,7 +194,7 @@ class Spec:
             value = _unsized(getattr(self, name), name)
             parse_size(value, name, least=4 * KIB, unlimited=name == "fsize")
         _integer(self.tmpfs_inodes, "tmpfs_inodes", least=16, most=1 << 31)
-        _integer(self.nofile, "nofile", least=16, most=1 << 20)
+        _integer(self.nofile, "nofile", least=32, most=1 << 20)  # starting a program takes some itself
         _environment(self.env)
         _hostname(self.hostname)
         _choice(self.network, "network", get_args(Network))

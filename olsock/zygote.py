@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ class Zygote(Owned):
         self.spec = ZygoteSpec.parse(imports=imports, **options)
         self.bad: dict[str, str] = {}
         self._turn = threading.Lock()  # forks of one process are serial in the kernel as well
-        self._functions: set[Function] = set()
+        self._functions: weakref.WeakSet[Function] = weakref.WeakSet()  # one that is forgotten ends by itself
         self._specs: dict[tuple[Any, ...], FunctionSpec] = {}
         host = hosts.current()
         self.name = f"z-{host.number()}"

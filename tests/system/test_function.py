@@ -442,3 +442,27 @@ def test_handles_are_fresh_and_of_the_function(start):
         assert f"Pid:\t{fn.pid}\n" in Path(f"/proc/self/fdinfo/{first.pidfd}").read_text()
     finally:
         process.close_all(*(getattr(handles, name) for handles in (first, second) for name in names))
+
+
+def test_code_that_others_may_not_read_is_refused_by_name(tmp_path):
+    code = tmp_path / "code"
+    code.mkdir(mode=0o700)
+    (code / "f.py").write_text("def f(event): return event\n")
+    with olsock.Zygote() as zygote:
+        for make in (olsock.Function, zygote.fork):
+            with pytest.raises(olsock.SpecError, match="other users may read"):
+                make(code)
+        code.chmod(0o755)
+        for make in (olsock.Function, zygote.fork):
+            with make(code) as fn:
+                assert fn.invoke(1) == 1
+
+
+def test_a_handler_that_only_closes_its_channel_is_ended_without_delay(tmp_path):
+    tmp_path.chmod(0o755)
+    (tmp_path / "f.py").write_text("import os, time\ndef f(event):\n    os.closerange(3, 64)\n    time.sleep(1000)\n")
+    with olsock.Function(tmp_path) as fn:
+        with pytest.raises(olsock.InvocationError, match="closed its channel") as caught:
+            fn.invoke(1)
+        assert caught.value.kind == "crash"
+        assert not fn.alive

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 import olsock
 from olsock import DEVNULL, PIPE, STDOUT, rootfs
+from olsock.deadline import Deadline
 from support.eventually import eventually
 
 pytestmark = pytest.mark.system
@@ -153,3 +155,22 @@ def test_no_descriptor_of_the_host_is_inherited(box, tmp_path):
             found = fresh.run(["sh", "-c", "ls -l /proc/$$/fd"]).stdout.decode()
     assert str(tmp_path) not in found
     assert len(found.splitlines()) == 4
+
+
+def test_a_program_s_end_is_not_swallowed_by_a_wait_for_another():
+    """Whoever waits reads for all of a sandbox: the news of this thread's program may come to another thread."""
+    with olsock.Sandbox() as box, box.popen(["sleep", "1000"]) as other:
+        for _ in range(20):
+            done = threading.Event()
+
+            def run(done: threading.Event = done) -> None:
+                box.run(["true"])
+                done.set()
+
+            thread = threading.Thread(target=run, daemon=True)
+            thread.start()
+            waited = Deadline(20)
+            while not done.is_set():
+                assert other.poll() is None
+                assert not waited.passed, "the end of a program was never told"
+            thread.join()
