@@ -6,6 +6,7 @@ a sandbox can write is ever resolved.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import stat
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from olsock._core import mounts
 from olsock._core.mounts import NODEV, NOEXEC, NOSUID, RDONLY
-from olsock.errors import SpecError
+from olsock.errors import KernelError, SpecError, UnsupportedError
 from olsock.spawner import Spawner
 
 MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # symbolic links into /usr on a merged system
@@ -267,7 +268,15 @@ def build_writable(spawner: Spawner, recipe: Recipe, owner: int, size: int, keep
 def _mapped(path: str, userns: int, stack: ExitStack) -> int:
     fd = mounts.open_tree(mounts.AT_FDCWD, path, clone=True)
     stack.callback(os.close, fd)
-    mounts.restrict(fd, RDONLY | NOSUID | NODEV, recursive=False, userns_fd=userns)
+    try:
+        mounts.restrict(fd, RDONLY | NOSUID | NODEV, recursive=False, userns_fd=userns)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UnsupportedError(
+            f"writable: {path} is on a file system whose ids cannot be mapped (overlayfs and hostfs are among these); "
+            "without that its files could not be changed"
+        ) from None
     return fd
 
 
