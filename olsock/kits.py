@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from olsock._core import mounts, process
 from olsock.box import Box
 from olsock.cgroups import Domain, Leaf
+from olsock.endpoints import Endpoints
 from olsock.errors import OlsockError
 from olsock.identity import Block
 from olsock.spec import MIB, FunctionSpec, Limits
@@ -37,6 +38,7 @@ class Kit:
     shm: int
     tmpfs: Tmpfs
     uid: int
+    ends: Endpoints | None = None  # until a handler has them
     released: bool = False
 
     def close_fds(self) -> None:
@@ -49,6 +51,8 @@ class Kit:
         """Remove the cgroup (killing who is in it) and give the id back."""
         self.released = True
         self.close_fds()
+        if self.ends is not None:
+            self.ends.close()
         self.leaf.remove()
         self.owner.free(self.uid)
 
@@ -153,6 +157,7 @@ class Kits:
         try:
             leaf.set(limits)
             leaf.delegate(self._block.base)
+            kit.ends = Endpoints()
             kit.cgroup = leaf.detached_fd()
             kit.tasks = leaf.open_tasks()
             self._fill(kit, tmpfs)

@@ -15,6 +15,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from olsock import host as hosts
@@ -42,7 +43,7 @@ from olsock.function import Function, Parts, bind_code, config, describe_status,
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
 from olsock.owned import Owned
-from olsock.packets import blob, rlimits, string, u32
+from olsock.packets import blob, rlimits, strings, u32
 from olsock.spec import FunctionSpec, ZygoteSpec
 
 CAPABILITIES = CAP_SYS_ADMIN | CAP_SETGID | CAP_SETUID
@@ -53,11 +54,23 @@ SETTLED = ("hostname", "network", "packages", "python", "seccomp")  # for all ha
 _NETWORK_GIVEN, _NETWORK_SHARED = 1, 2  # csrc/fork/isolate.c
 FORK_TIMEOUT = 10.0
 REMOVAL_TIMEOUT = 20.0
-MAX_SPECS = 256
+MAX_ORDERS = 256
 LOG_LIMIT = 64 * 1024
 NOFILE = 1024
 TMPFS_SIZE = 64 * 1024 * 1024
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+TREES = (rootfs.TASK, "/tmp", "/dev/shm")  # where a handler's own trees go, in the order of the fds
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A function to be forked, checked and packed."""
+
+    spec: FunctionSpec
+    config: bytes
+    request: bytes
 
 
 class Zygote(Owned):
@@ -74,7 +87,7 @@ class Zygote(Owned):
         self.bad: dict[str, str] = {}
         self._turn = threading.Lock()  # forks of one process are serial in the kernel as well
         self._functions: weakref.WeakSet[Function] = weakref.WeakSet()  # one that is forgotten ends by itself
-        self._specs: dict[tuple[Any, ...], FunctionSpec] = {}
+        self._orders: dict[tuple[Any, ...], _Order] = {}
         host = hosts.current()
         self.name = f"z-{host.number()}"
         self._interpreter = Interpreter(self.spec.python, self.spec.packages)
@@ -128,6 +141,7 @@ class Zygote(Owned):
     def _spawn(self, box: Box, init_leaf: Any) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._control = ours
+        ours.settimeout(FORK_TIMEOUT)
         self._log, log = os.pipe2(os.O_CLOEXEC)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         command = Command(
@@ -215,52 +229,64 @@ class Zygote(Owned):
         for name in SETTLED:
             if name in options:
                 raise SpecError(name, options[name], "no value here: the zygote settles that for its handlers")
-        spec = self._spec(code, handler, options)
+        order = self._order(code, handler, options)
         kits, box = self._kits, self._box
         if self._closed or kits is None or box is None:
             raise ZygoteError(f"zygote {self.name} is closed")
-        kit = kits.take(spec)
+        kit = kits.take(order.spec)
         try:
-            return self._fork(box, kits, spec, kit)
+            return self._fork(box, kits, order, kit)
         except BaseException:
             kit.release()
             raise
 
-    def _spec(self, code: str | os.PathLike[str], handler: str, options: dict[str, Any]) -> FunctionSpec:
-        """Parse the options, or remember: the same function is forked again and again, and checks are half of the work."""
-        env = options.get("env")
+    def _order(self, code: str | os.PathLike[str], handler: str, options: dict[str, Any]) -> _Order:
+        """Check and pack what was asked for, or remember: a function is forked again and again, and this costs as much
+        as all else that a fork needs here."""
+        key: tuple[Any, ...] = (os.fspath(code), handler, *options.items())
         try:
-            key = (os.fspath(code), handler, *options.items()) if not env else None
-            known = self._specs.get(key) if key else None
-        except TypeError:  # an option that cannot be a key; it may still be a good one
-            key = known = None
-        if known is not None and os.path.isdir(known.code):
+            known = self._orders.get(key)
+        except TypeError:  # an option, such as env, that cannot be a key
+            key, known = (), None
+        if known is not None and os.path.isdir(known.spec.code):
             return known
         spec = FunctionSpec.parse(code=code, handler=handler, **options)
-        if key is not None:
-            if len(self._specs) >= MAX_SPECS:
-                self._specs.clear()
-            self._specs[key] = spec
-        return spec
+        order = _Order(spec, config(spec, self._interpreter), self._pack(spec))
+        if key:
+            if len(self._orders) >= MAX_ORDERS:
+                self._orders.clear()
+            self._orders[key] = order
+        return order
 
-    def _fork(self, box: Box, kits: Kits, spec: FunctionSpec, kit: Kit) -> Function:
-        ends = Endpoints()
-        pidfd = -1
+    def _pack(self, spec: FunctionSpec) -> bytes:
+        """The part of a request that does not depend on the kit."""
+        return b"".join(
+            (
+                strings(TREES),
+                strings(rootfs.MASKED),
+                rlimits(limits(spec.nofile, spec.fsize)),
+                blob(self._filter),
+            )
+        )
+
+    def _fork(self, box: Box, kits: Kits, order: _Order, kit: Kit) -> Function:
+        ends, pidfd = kit.ends, -1
+        assert ends is not None
         try:
-            ends.send(config(spec, self._interpreter))
-            code = bind_code(spec.code)
+            ends.send(order.config)
+            code = bind_code(order.spec.code)
             try:
-                self._request(*self._pack(spec, kit, ends, code))
+                self._request(kit, ends, code, order.request)
             finally:
                 os.close(code)
             ends.close_theirs()
             pid, pidfd = self._find(kit, ends)
-            parts = Parts(spec, ends, kit.leaf, pid, pidfd, lambda: None, lambda: None)
+            parts = Parts(order.spec, ends, kit.leaf, pid, pidfd, lambda: None, lambda: None)
         except BaseException:
             process.close_all(pidfd)
-            ends.close()
             raise
         made = Function.forked(parts)
+        kit.ends = None
 
         def release() -> None:
             self._functions.discard(made)
@@ -276,13 +302,18 @@ class Zygote(Owned):
         kit.close_fds()
         return made
 
-    def _request(self, payload: bytes, fds: list[int]) -> None:
+    def _request(self, kit: Kit, ends: Endpoints, code: int, rest: bytes) -> None:
         """One exchange with the zygote, under a deadline. What it answers is used for nothing but the error's text."""
         assert self._control is not None
+        flags = _NETWORK_SHARED if self.spec.network == "host" else 0
+        fds = [*ends.theirs, kit.cgroup]
+        if kit.netns >= 0:
+            flags |= _NETWORK_GIVEN
+            fds.append(kit.netns)
+        fds += [*kit.tasks, code, kit.tmp, kit.shm]
         with self._turn:
-            self._control.settimeout(FORK_TIMEOUT)
             try:
-                socket.send_fds(self._control, [payload], fds)
+                socket.send_fds(self._control, [u32(flags, len(kit.tasks), kit.uid, kit.uid), rest], fds)
                 answer = self._control.recv(4096)
             except TimeoutError:
                 self._leaf.kill()
@@ -293,23 +324,6 @@ class Zygote(Owned):
             raise ZygoteError("the zygote is gone")
         if answer[0] != 0:
             raise ZygoteError(f"the zygote could not fork: {answer[5:1024].decode(errors='replace')}")
-
-    def _pack(self, spec: FunctionSpec, kit: Kit, ends: Endpoints, code: int) -> tuple[bytes, list[int]]:
-        trees = [(rootfs.TASK, code), ("/tmp", kit.tmp), ("/dev/shm", kit.shm)]
-        fds = [*ends.theirs, kit.cgroup]
-        flags = 0 if self.spec.network != "host" else _NETWORK_SHARED
-        if kit.netns >= 0:
-            flags |= _NETWORK_GIVEN
-            fds.append(kit.netns)
-        fds += kit.tasks
-        parts = [
-            u32(flags, len(kit.tasks), kit.uid, kit.uid),
-            u32(len(trees)),
-            *(string(target) for target, _ in trees),
-        ]
-        parts += [u32(len(rootfs.MASKED)), *map(string, rootfs.MASKED)]
-        parts += [rlimits(limits(spec.nofile, spec.fsize)), blob(self._filter)]
-        return b"".join(parts), fds + [fd for _, fd in trees]
 
     def _find(self, kit: Kit, ends: Endpoints) -> tuple[int, int]:
         """The child's pid and pidfd, read from the fresh cgroup that it was born in."""
