@@ -26,7 +26,7 @@ int packet_receive(int socket, void *buffer, size_t size, struct ols_packet *ret
     if (n < 0)
         return -errno;
 
-    *ret_packet = (struct ols_packet){.at = buffer, .end = (char *) buffer + n};
+    *ret_packet = (struct ols_packet) {.at = buffer, .end = (char *) buffer + n};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;

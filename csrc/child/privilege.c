@@ -34,7 +34,7 @@ int privilege_set_capabilities(uint64_t effective, uint64_t inheritable, struct 
     struct __user_cap_data_struct data[2];
 
     for (int i = 0; i < 2; i++)
-        data[i] = (struct __user_cap_data_struct){
+        data[i] = (struct __user_cap_data_struct) {
             .effective = (uint32_t) (effective >> (32 * i)),
             .permitted = (uint32_t) (effective >> (32 * i)),
             .inheritable = (uint32_t) (inheritable >> (32 * i)),
@@ -98,7 +98,7 @@ int privilege_set_rlimits(struct ols_packet *p, struct ols_err *reterr)
         if (p->bad)
             break;
         if (getrlimit((__rlimit_resource_t) resource, &now) == 0 && now.rlim_max < value)
-            limit = (struct rlimit){now.rlim_max, now.rlim_max};
+            limit = (struct rlimit) {now.rlim_max, now.rlim_max};
         if (setrlimit((__rlimit_resource_t) resource, &limit) < 0)
             return ols_fail(reterr, errno, "setrlimit", "");
     }

@@ -42,7 +42,8 @@ pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "fork");
     if (!tid)
-        return ols_fail(reterr, ENOSYS, "thread id", "kernel without CONFIG_CHECKPOINT_RESTORE and an unknown C library");
+        return ols_fail(reterr, ENOSYS, "thread id",
+                        "kernel without CONFIG_CHECKPOINT_RESTORE and an unknown C library");
 
     struct clone_args args = {
         /* CLONE_PARENT: the sandbox's init, not the zygote, is the one who reaps and knows the exit status. */

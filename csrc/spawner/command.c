@@ -183,7 +183,7 @@ pid_t command_spawn(struct ols_packet *p, const struct setup *setup, struct ols_
     if (n == 0)
         return pid; /* closed by execve */
     if (n != sizeof err || err.err == 0)
-        err = (struct ols_err){.err = EIO, .step = "clone"};
+        err = (struct ols_err) {.err = EIO, .step = "clone"};
     err.step[sizeof err.step - 1] = err.path[sizeof err.path - 1] = '\0';
     return ols_fail(reterr, err.err, err.step, err.path);
 }

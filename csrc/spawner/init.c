@@ -46,7 +46,7 @@ static int do_spawn(struct ols_packet *p, uint32_t token, const struct setup *se
         return ols_fail(reterr, EAGAIN, "fork", "too many commands at once");
     pid_t pid = command_spawn(p, setup, reterr);
     if (pid > 0)
-        *entry = (struct command_entry){.token = token, .pid = pid};
+        *entry = (struct command_entry) {.token = token, .pid = pid};
     return pid;
 }
 

@@ -50,7 +50,9 @@ static int do_clone(struct ols_packet *p, int *ret_pidfd, struct ols_err *reterr
     if (p->bad || n_maps == 0 || n_maps > 16)
         return ols_fail(reterr, EINVAL, "message", "clone");
     struct init_start start = {
-        .channel = channel, .tasks = p->fds + p->next_fd, .n_tasks = p->n_fds - p->next_fd,
+        .channel = channel,
+        .tasks = p->fds + p->next_fd,
+        .n_tasks = p->n_fds - p->next_fd,
     };
     return sandbox_clone(flags, cgroup, maps, n_maps, &start, ret_pidfd, reterr);
 }

@@ -56,7 +56,7 @@ int setup_sandbox(struct ols_packet *p, struct setup *ret_setup, struct ols_err 
     if (r < 0)
         return r;
 
-    *ret_setup = (struct setup){.capabilities = capabilities};
+    *ret_setup = (struct setup) {.capabilities = capabilities};
     if (flags & FILTER_INIT)
         return privilege_load_filter(program, size, reterr);
     memcpy(filter, program, size);
