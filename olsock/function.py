@@ -8,7 +8,6 @@ import signal
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from olsock import host as hosts
@@ -220,14 +219,13 @@ def describe_status(status: int) -> str:
 def inner_pid(pid: int) -> int | None:
     """The pid that a sandbox's init knows a process by: the second of NSpid in proc(5); None if it has gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            status = file.read(4096)
     except OSError:
         return None
-    for line in status.splitlines():
-        if line.startswith("NSpid:"):
-            numbers = line.split()[1:]
-            return int(numbers[-2]) if len(numbers) > 2 else None
-    return None
+    _, _, rest = status.partition(b"\nNSpid:")
+    numbers = rest.partition(b"\n")[0].split()
+    return int(numbers[-2]) if len(numbers) > 2 else None
 
 
 def bind_code(directory: str) -> int:
