@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal as signals
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -25,6 +26,70 @@ from olsock.spec import SandboxSpec
 OUTPUT_LIMIT = 64 * 1024 * 1024  # bytes of stdout and of stderr that run() keeps
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 REMOVAL_TIMEOUT = 20.0
+MAX_PLANS = 256
+PLAIN = frozenset(
+    [
+        "memory",
+        "swap",
+        "cpus",
+        "pids",
+        "oom_group",
+        "tmpfs_size",
+        "tmpfs_inodes",
+        "nofile",
+        "fsize",
+        "hostname",
+        "network",
+        "cwd",
+        "user",
+        "time_ns",
+    ]
+)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A sandbox as it was asked for: checked, and what follows from that."""
+
+    spec: SandboxSpec
+    recipe: Recipe
+    program: bytes
+    setup: Setup | None = None  # once made, if it names no descriptors: then it can be used again
+
+
+_plans: dict[tuple[Any, ...], _Plan] = {}
+
+
+def _plan(options: dict[str, Any]) -> _Plan:
+    """Check the options, or remember: who makes many sandboxes makes them alike, and most of a create in Python is this.
+
+    What could mean something else the next time (directories, files, mappings) is not remembered.
+    """
+    key = tuple((name, type(value), value) for name, value in options.items())  # True is 1, but no number of CPUs
+    try:
+        known = _plans.get(key)
+    except TypeError:  # an option that cannot be a key
+        return _make_plan(options)
+    if known is None:
+        known = _make_plan(options)
+        if PLAIN.issuperset(options):
+            if len(_plans) >= MAX_PLANS:
+                _plans.clear()
+            _plans[key] = known
+    return known
+
+
+def _make_plan(options: dict[str, Any]) -> _Plan:
+    spec = SandboxSpec.parse(**options)
+    recipe = Recipe(
+        directory=None if spec.rootfs == "host" else spec.rootfs,
+        prefixes=(rootfs.interpreter_prefix(rootfs.host_python()),),
+        points=tuple((bind.target, os.path.isdir(bind.source)) for bind in spec.binds),
+        network=spec.network != "none",
+        users=(("sandbox", spec.uid, spec.gid),) if spec.uid not in (0, 65534) else (),
+        hostname=spec.hostname,
+    )
+    return _Plan(spec, recipe, b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp))
 
 
 class Sandbox(Owned):
@@ -36,15 +101,19 @@ class Sandbox(Owned):
 
     def __init__(self, **options: Any) -> None:
         """Create it. Raises `SpecError` for an option that makes no sense, before anything is made."""
-        self.spec = SandboxSpec.parse(**options)
-        self._make(hosts.current())
-
-    def _make(self, host: hosts.Host) -> None:
-        spec = self.spec
         self._ooms = 0
         self._lease: network.Lease | None = None
-        program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
-        self._blank = self._make_writable(host, program) if spec.writable else self._take(host, program)
+        self._make(hosts.current(), options)
+
+    def _make(self, host: hosts.Host, options: dict[str, Any]) -> None:
+        plan = _plan(options)
+        spec = self.spec = plan.spec
+        if plan.setup is not None and plan.setup.root == host.bases.place(plan.recipe):
+            self._blank = host.blanks.take(spec.limits, plan.setup)
+        elif spec.writable:
+            self._blank = self._make_writable(host, plan)
+        else:
+            self._blank = self._take(host, plan)
         self.name = self._blank.leaf.name
         try:
             if spec.network == "bridge":
@@ -54,16 +123,19 @@ class Sandbox(Owned):
             raise
         self._own()
 
-    def _take(self, host: hosts.Host, program: bytes) -> Blank:
+    def _take(self, host: hosts.Host, plan: _Plan) -> Blank:
         over = Mounts.private(self.spec)
         opened: list[int] = []
         try:
             self._bind(over, opened)
-            return host.blanks.take(self.spec.limits, self._setup(host.bases.place(self._recipe()), over, program))
+            setup = self._setup(host.bases.place(plan.recipe), over, plan.program)
+            if not opened:
+                plan.setup = setup
+            return host.blanks.take(self.spec.limits, setup)
         finally:
             process.close_all(*opened)
 
-    def _make_writable(self, host: hosts.Host, program: bytes) -> Blank:
+    def _make_writable(self, host: hosts.Host, plan: _Plan) -> Blank:
         """A writable root belongs to the sandbox's own ids, so it is made for a clone that is there already."""
         spec, over = self.spec, Mounts()
         opened: list[int] = []
@@ -71,13 +143,13 @@ class Sandbox(Owned):
         try:
             keep = spec.writable if isinstance(spec.writable, str) else None
             owner = blank.block.base + spec.uid
-            made = rootfs.build_writable(host.spawner, self._recipe(), owner, spec.tmpfs_size, keep)
+            made = rootfs.build_writable(host.spawner, plan.recipe, owner, spec.tmpfs_size, keep)
             opened += [made.root, *(fd for _, fd in made.trees)]
             for target, fd in made.trees:
                 over.tree(target, fd)
             over.add(Mounts.private(spec))
             self._bind(over, opened)
-            blank.box.setup(self._setup(made.root, over, program))
+            blank.box.setup(self._setup(made.root, over, plan.program))
         except BaseException:
             blank.remove()
             raise
@@ -101,17 +173,6 @@ class Sandbox(Owned):
             filter=program,
             network=spec.network != "host",
             time=spec.time_ns,
-        )
-
-    def _recipe(self) -> Recipe:
-        spec = self.spec
-        return Recipe(
-            directory=None if spec.rootfs == "host" else spec.rootfs,
-            prefixes=(rootfs.interpreter_prefix(rootfs.host_python()),),
-            points=tuple((bind.target, os.path.isdir(bind.source)) for bind in spec.binds),
-            network=spec.network != "none",
-            users=(("sandbox", spec.uid, spec.gid),) if spec.uid not in (0, 65534) else (),
-            hostname=spec.hostname,
         )
 
     def run(

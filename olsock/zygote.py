@@ -243,7 +243,7 @@ class Zygote(Owned):
     def _order(self, code: str | os.PathLike[str], handler: str, options: dict[str, Any]) -> _Order:
         """Check and pack what was asked for, or remember: a function is forked again and again, and this costs as much
         as all else that a fork needs here."""
-        key: tuple[Any, ...] = (os.fspath(code), handler, *options.items())
+        key: tuple[Any, ...] = (os.fspath(code), handler, *((name, type(it), it) for name, it in options.items()))
         try:
             known = self._orders.get(key)
         except TypeError:  # an option, such as env, that cannot be a key

@@ -431,3 +431,13 @@ def test_a_process_that_forgets_to_close_ends_quietly_and_leaves_nothing():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stderr == b""
     assert not psutil.pid_exists(int(done.stdout))
+
+
+def test_what_was_accepted_before_is_not_taken_for_what_equals_it(tmp_path):
+    (tmp_path / "f.py").write_text("def f(event): return event\n")
+    tmp_path.chmod(0o755)
+    with olsock.Sandbox(cpus=1), olsock.Zygote() as zygote, zygote.fork(tmp_path, cpus=1):
+        with pytest.raises(olsock.SpecError, match="cpus=True"):
+            olsock.Sandbox(cpus=True)
+        with pytest.raises(olsock.SpecError, match="cpus=True"):
+            zygote.fork(tmp_path, cpus=True)
