@@ -27,24 +27,8 @@ OUTPUT_LIMIT = 64 * 1024 * 1024  # bytes of stdout and of stderr that run() keep
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 REMOVAL_TIMEOUT = 20.0
 MAX_PLANS = 256
-PLAIN = frozenset(
-    [
-        "memory",
-        "swap",
-        "cpus",
-        "pids",
-        "oom_group",
-        "tmpfs_size",
-        "tmpfs_inodes",
-        "nofile",
-        "fsize",
-        "hostname",
-        "network",
-        "cwd",
-        "user",
-        "time_ns",
-    ]
-)
+LIMITS = ("memory", "swap", "cpus", "pids", "oom_group", "tmpfs_size", "tmpfs_inodes", "nofile", "fsize")
+PLAIN = frozenset((*LIMITS, "hostname", "network", "cwd", "user", "time_ns"))  # options that mean the same every time
 
 
 @dataclass(slots=True)
