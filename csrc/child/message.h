@@ -20,8 +20,8 @@ enum ols_request {
     OLS_ATTACH = 1,  /* str path; fd: mount the detached tree at path in the spawner's namespace */
     OLS_DETACH = 2,  /* str path: unmount it, and remove the directory */
     OLS_OVERLAY = 3, /* u32 lowers, u32 writable; fds: lowers (detached), then the upper's tree -> a detached overlay */
-    OLS_CLONE =
-        4, /* u64 flags, u32 cgroup?, u32 n, n x (inside, host, count); fds: channel [, cgroup], tasks... -> pid, pidfd */
+    /* u64 flags, u32 cgroup?, u32 n, n x (inside, host, count); fds: channel [, cgroup], tasks... -> pid, pidfd */
+    OLS_CLONE = 4,
     /* to an init */
     OLS_SETUP = 10,  /* once, first: see setup.c */
     OLS_SPAWN = 11,  /* run a command: see command.c; fds: stdin, stdout, stderr [, channel] */
@@ -32,8 +32,8 @@ enum ols_request {
 enum ols_reply {
     OLS_DONE = 100,   /* request's answer: u32 token, i32 value (a pid or 0), [fd] */
     OLS_FAILED = 101, /* request's answer: u32 token, struct ols_err */
-    OLS_EXITED =
-        102, /* u32 token (or OLS_NO_TOKEN), u32 pid, i32 status, u64 user usec, u64 system usec, u64 peak KiB */
+    /* u32 token (or OLS_NO_TOKEN), u32 pid, i32 status, u64 user usec, u64 system usec, u64 peak KiB */
+    OLS_EXITED = 102,
 };
 
 #define OLS_NO_TOKEN 0xffffffffu
