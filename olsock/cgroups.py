@@ -267,12 +267,13 @@ class Group:
         if index is None:
             return 0
         file = "memory.oom_control" if index else "memory.events"
-        if self._oom_fd < 0:  # kept open: this is read after every program
-            self._oom_fd = self._open(file, os.O_RDONLY, index)
-        try:
-            return _counters(os.pread(self._oom_fd, 4096, 0).decode()).get("oom_kill", 0)
-        except OSError as error:
-            raise _failure("read", f"{self.paths[index]}/{file}", error) from None
+        with self._lock:
+            if self._oom_fd < 0:  # kept open: this is read after every program
+                self._oom_fd = self._open(file, os.O_RDONLY, index)
+            try:
+                return _counters(os.pread(self._oom_fd, 4096, 0).decode()).get("oom_kill", 0)
+            except OSError as error:
+                raise _failure("read", f"{self.paths[index]}/{file}", error) from None
 
     def stats(self) -> Stats:
         """Return what the group has used so far."""
