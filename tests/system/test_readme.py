@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from support.documents import ROOT, Block, blocks
+from support.require import require
 
 pytestmark = [pytest.mark.system, pytest.mark.cgroup]
 
@@ -124,8 +125,7 @@ def test_console_shows_refusals_that_are_ours(place: Path) -> None:
 
 def test_worker_in_five_lines(place: Path) -> None:
     """As it stands, on another port, as 5000 may be taken."""
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
+    require(shutil.which("curl"), "needs curl")
     ((block, output),) = [(block, output) for block, output in readme() if "olsock-worker up" in block.text]
     assert output is not None
     lines = [line for line in block.text.splitlines() if line]
