@@ -216,18 +216,6 @@ def describe_status(status: int) -> str:
         return f"signal {-code}"
 
 
-def inner_pid(pid: int) -> int | None:
-    """The pid that a sandbox's init knows a process by: the second of NSpid in proc(5); None if it has gone."""
-    try:
-        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            status = file.read(4096)
-    except OSError:
-        return None
-    _, _, rest = status.partition(b"\nNSpid:")
-    numbers = rest.partition(b"\n")[0].split()
-    return int(numbers[-2]) if len(numbers) > 2 else None
-
-
 def bind_code(directory: str) -> int:
     """A detached, read-only tree of a function's code."""
     tree = mounts.bind(directory, mounts.RDONLY | mounts.NOSUID | mounts.NODEV, recursive=False)

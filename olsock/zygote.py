@@ -14,8 +14,9 @@ import select
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from olsock import host as hosts
@@ -39,7 +40,7 @@ from olsock.channel import Channel
 from olsock.deadline import Deadline
 from olsock.endpoints import Endpoints, read_tail
 from olsock.errors import DeadlineError, KernelError, SandboxDeadError, SpecError, ZygoteError
-from olsock.function import Function, Parts, bind_code, config, describe_status, inner_pid
+from olsock.function import Function, Parts, bind_code, config, describe_status
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
 from olsock.owned import Owned
@@ -53,6 +54,7 @@ SETTLED = ("hostname", "network", "packages", "python", "seccomp")  # for all ha
 
 _NETWORK_GIVEN, _NETWORK_SHARED = 1, 2  # csrc/fork/isolate.c
 FORK_TIMEOUT = 10.0
+STATUS_TIMEOUT = 1.0  # for init to tell of an end
 REMOVAL_TIMEOUT = 20.0
 MAX_ORDERS = 256
 LOG_LIMIT = 64 * 1024
@@ -276,12 +278,13 @@ class Zygote(Owned):
             ends.send(order.config)
             code = bind_code(order.spec.code)
             try:
-                self._request(kit, ends, code, order.request)
+                inner = self._request(kit, ends, code, order.request)
             finally:
                 os.close(code)
             ends.close_theirs()
             pid, pidfd = self._find(kit, ends)
-            parts = Parts(order.spec, ends, kit.leaf, pid, pidfd, lambda: None, lambda: None)
+            status = partial(box.wait_orphan, inner, STATUS_TIMEOUT)
+            parts = Parts(order.spec, ends, kit.leaf, pid, pidfd, status, lambda: None)
         except BaseException:
             process.close_all(pidfd)
             raise
@@ -296,14 +299,17 @@ class Zygote(Owned):
             process.wait_readable(pidfd, REMOVAL_TIMEOUT)
             kit.release()
 
-        parts.status, parts.release = self._status(box, pid), release
+        parts.release = release
         self._functions.add(made)
         kits.check(kit, pid)
         kit.close_fds()
         return made
 
-    def _request(self, kit: Kit, ends: Endpoints, code: int, rest: bytes) -> None:
-        """One exchange with the zygote, under a deadline. What it answers is used for nothing but the error's text."""
+    def _request(self, kit: Kit, ends: Endpoints, code: int, rest: bytes) -> int:
+        """One exchange with the zygote, under a deadline; return the child's pid as it names it.
+
+        That is believed for nothing but words: it picks the exit status that a crash is described with.
+        """
         assert self._control is not None
         flags = _NETWORK_SHARED if self.spec.network == "host" else 0
         fds = [*ends.theirs, kit.cgroup]
@@ -324,6 +330,7 @@ class Zygote(Owned):
             raise ZygoteError("the zygote is gone")
         if answer[0] != 0:
             raise ZygoteError(f"the zygote could not fork: {answer[5:1024].decode(errors='replace')}")
+        return int.from_bytes(answer[1:5], "little")
 
     def _find(self, kit: Kit, ends: Endpoints) -> tuple[int, int]:
         """The child's pid and pidfd, read from the fresh cgroup that it was born in."""
@@ -338,14 +345,6 @@ class Zygote(Owned):
         with contextlib.suppress(SandboxDeadError):
             Channel(ends.channel).wait_started(1.0)  # raises what the child reported before it ended
         raise ZygoteError("the zygote forked nobody into the sandbox's cgroup")
-
-    def _status(self, box: Box, pid: int) -> Callable[[], int | None]:
-        inner = inner_pid(pid)
-
-        def status() -> int | None:
-            return box.wait_orphan(inner, 1.0) if inner else None
-
-        return status
 
     @property
     def alive(self) -> bool:
