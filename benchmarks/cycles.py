@@ -22,7 +22,9 @@ import olsock
 from olsock import host as hosts
 
 SAMPLES = 20
-WARM_UP = 1000  # until allocators have what they keep: over 6,000 more cycles the library grows by 8 bytes a cycle, then none
+WARM_UP = (
+    1000  # until allocators have what they keep: over 6,000 more cycles the library grows by 8 bytes a cycle, then none
+)
 QUIET = 0.3  # seconds before a sample, for what is refilled and freed in the background
 
 
