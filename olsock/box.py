@@ -123,7 +123,6 @@ class Box:
         self._watching = threading.Lock()
         self.orphans: OrderedDict[int, int] = OrderedDict()  # pid as init sees it -> wait status
         self._mailbox = Mailbox(ours, "the sandbox's init", self._left)
-        self._setup_token = 0
         with theirs:
             tasks: list[int] = []
             try:

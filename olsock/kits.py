@@ -9,15 +9,14 @@ import threading
 from dataclasses import dataclass
 
 from olsock._core import mounts, process
-from olsock.box import Box
+from olsock.box import SHM_SIZE, Box
 from olsock.cgroups import Domain, Leaf
 from olsock.endpoints import Endpoints
 from olsock.errors import OlsockError
 from olsock.identity import Block
-from olsock.spec import MIB, FunctionSpec, Limits
+from olsock.spec import FunctionSpec, Limits, SandboxSpec
 from olsock.stock import Stock
 
-SHM_SIZE = 16 * 1024 * 1024
 CHECK_AFTER = 0.25  # seconds; a handler takes about a millisecond to enter
 FIRST_ID = 1000
 LAST_ID = 65000
@@ -67,8 +66,9 @@ class Kits:
         self._next_id = FIRST_ID
         self._used: set[int] = set()
         self._number = 0
+        default = SandboxSpec()
         # What was asked for last; to begin with, the defaults.
-        self._like: tuple[Limits, Tmpfs] = (Limits(memory=512 * MIB, swap=0, pids=64), (64 * MIB, 16384))
+        self._like: tuple[Limits, Tmpfs] = (default.limits, (default.tmpfs_size, default.tmpfs_inodes))
         self._stock: Stock[Kit] = Stock(lambda: self._make(*self._like), Kit.release, spare, "olsock-kits")
         self._unchecked: list[tuple[Kit, int]] = []
         self._timer: threading.Timer | None = None

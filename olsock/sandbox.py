@@ -16,6 +16,7 @@ from olsock.blanks import Blank
 from olsock.box import Box, Command, Mounts, Setup, limits
 from olsock.cgroups import Stats
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError
+from olsock.interpreter import ENVIRONMENT
 from olsock.owned import Owned
 from olsock.packets import Exited
 from olsock.pipes import DEVNULL, PIPE, Pipes
@@ -24,7 +25,6 @@ from olsock.rootfs import Recipe
 from olsock.spec import SandboxSpec
 
 OUTPUT_LIMIT = 64 * 1024 * 1024  # bytes of stdout and of stderr that run() keeps
-DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 REMOVAL_TIMEOUT = 20.0
 MAX_PLANS = 256
 LIMITS = ("memory", "swap", "cpus", "pids", "oom_group", "tmpfs_size", "tmpfs_inodes", "nofile", "fsize")
@@ -209,10 +209,10 @@ class Sandbox(Owned):
         return Process(self, box, token, pid, list(argv), pipes)
 
     def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
-        base = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": DEFAULT_PATH}
+        base = dict(ENVIRONMENT)
         prefix = rootfs.interpreter_prefix(rootfs.host_python())
         if not prefix.startswith("/usr") and self.spec.rootfs == "host":
-            base["PATH"] = f"{prefix}/bin:{DEFAULT_PATH}"
+            base["PATH"] = f"{prefix}/bin:{base['PATH']}"
         return {**base, **self.spec.env, **(env or {})}
 
     def _count_ooms(self) -> int:

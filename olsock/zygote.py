@@ -35,7 +35,7 @@ from olsock.box import (
     Setup,
     limits,
 )
-from olsock.cgroups import Stats
+from olsock.cgroups import Leaf, Stats
 from olsock.channel import Channel
 from olsock.deadline import Deadline
 from olsock.endpoints import Endpoints, read_tail
@@ -45,6 +45,7 @@ from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
 from olsock.owned import Owned
 from olsock.packets import blob, rlimits, strings, u32
+from olsock.spawner import channel
 from olsock.spec import FunctionSpec, ZygoteSpec
 
 CAPABILITIES = CAP_SYS_ADMIN | CAP_SETGID | CAP_SETUID
@@ -140,8 +141,8 @@ class Zygote(Owned):
         self._prepare()
         self._kits = Kits(self._domain, box, self._block, spare=self.spec.spare, network=own_network)
 
-    def _spawn(self, box: Box, init_leaf: Any) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    def _spawn(self, box: Box, init_leaf: Leaf) -> None:
+        ours, theirs = channel()
         self._control = ours
         ours.settimeout(FORK_TIMEOUT)
         self._log, log = os.pipe2(os.O_CLOEXEC)

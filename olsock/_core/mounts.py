@@ -10,7 +10,6 @@ from olsock._core.check import call
 
 # linux/mount.h
 RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
-NOSYMFOLLOW = 0x200000
 PRIVATE = 1 << 18
 _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH, _AT_NO_AUTOMOUNT = 0x1, 0x8000, 0x1000, 0x800
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 
-from olsock._core._olsock import ffi, lib
+from olsock._core._olsock import lib
 from olsock._core.check import call
 
 
@@ -14,19 +14,9 @@ def pidfd_open(pid: int) -> int:
     return call(lib.ols_pidfd_open, pid)
 
 
-def signal(pidfd: int, number: int) -> None:
-    """Send a signal through a pidfd: never to a process that has taken over a dead one's pid."""
-    call(lib.ols_pidfd_signal, pidfd, number)
-
-
 def namespace(proc_fd: int, pid: int, kind: str) -> int:
     """Open /proc/<pid>/ns/<kind> below an fd of a real procfs."""
     return call(lib.ols_ns_fd, proc_fd, pid, kind.encode())
-
-
-def memfd(name: str, data: bytes) -> int:
-    """Return a sealed, read-only memory file that holds `data`."""
-    return call(lib.ols_memfd, name.encode(), ffi.from_buffer(data), len(data))
 
 
 def wait_readable(fd: int, timeout: float | None) -> bool:
