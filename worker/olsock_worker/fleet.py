@@ -188,14 +188,14 @@ class Fleet:
         What it printed before the reply is ready to be read in the same round of the event loop, which reads it under
         the right request without our asking. Only an instance that works again within the round has to be asked.
         """
-        instance.fresh = True
+        instance.output.fresh = True
         if not self._freed:
             self._loop.call_soon(self._settle)
         self._freed.append(instance)
 
     def _settle(self) -> None:
         for instance in self._freed:
-            instance.fresh = False
+            instance.output.fresh = False
         self._freed.clear()
 
     def idle(self, instance: Instance) -> None:
@@ -232,11 +232,10 @@ class Fleet:
         for starting in [each for each in self._starting if each.deadline < now]:
             self._give_up(starting, "start_timeout", "the sandbox was not made in time")
         for instance in list(self.instances):
-            if instance.logged:
-                instance.unmute()
+            instance.output.beat()
             if instance.deadline < now:
                 instance.function.timed_out(instance)
-            elif instance.deadline != NEVER or instance.muted:
+            elif instance.deadline != NEVER or instance.output.muted:
                 waiting = True
         for function in list(self.functions.values()):
             if function.queue:

@@ -13,6 +13,7 @@ import msgspec
 from olsock.runtime import wire
 from olsock.runtime.wire import WireError
 from olsock_worker import responses
+from olsock_worker.output import Output
 from olsock_worker.responses import JSON
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ _BEFORE_CALLS = frozenset((wire.STARTED, wire.READY, wire.FAULT))
 _FROM_BOX = frozenset((wire.STARTED, wire.READY, wire.REPLY, wire.ERROR, wire.FAULT, wire.BODY))
 _READ = 65_536
 _LAST_READS = 256
-_LOG_BURST = 1 << 20  # bytes of output between two beats of the fleet; more has to wait in the pipe
 _PLAIN = b'{"status":200,"content_type":"application/json"}'
 _PLAIN_PREFIX = wire.META.pack(len(_PLAIN)) + _PLAIN
 _PLAIN_BODY = wire.HEADER.size + len(_PLAIN_PREFIX)
@@ -92,9 +92,8 @@ class Instance:
     """Runs one call at a time and tells its function how each ended."""
 
     __slots__ = (
-        "_handles", "_limit", "_line", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call",
-        "deadline", "deployment", "forked", "freezing", "fresh", "function", "id", "idle_since", "last", "logged", "muted", "oom",
-        "ready", "started", "state",
+        "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call", "deadline", "deployment",
+        "forked", "freezing", "function", "id", "idle_since", "oom", "output", "ready", "started", "state",
     )  # fmt: skip
 
     def __init__(
@@ -109,25 +108,19 @@ class Instance:
         self.started = self.ready = False
         self.oom = False
         self.call: Call | None = None
-        self.last = "-"  # id of the latest request, for the log
         self.deadline = monotonic() + function.fleet.settings.start_timeout
         self.idle_since = 0.0
         self.freezing = False  # waits for its grace to end
-        self.fresh = False  # may have printed during its last request what has not been read yet
-        self.logged = 0
-        self.muted = False
         self._handles = handles
         self._limit = int(function.fleet.settings.http.reply) + wire.MAX_META
         self._parser = wire.Parser(_FROM_BOX, self._limit)
         self._parts: list[bytes] = []
-        self._line = b""  # the beginning of a line of output
         self._status: tuple[int, bytes] | None = None
         self._out = memoryview(b"")
         self._loop = asyncio.get_running_loop()
-        for fd in (handles.channel, handles.log):
-            os.set_blocking(fd, False)
+        self.output = Output(handles.log, function.log)
+        os.set_blocking(handles.channel, False)
         self._loop.add_reader(handles.channel, self._on_channel)
-        self._loop.add_reader(handles.log, self._on_log)
         self._loop.add_reader(handles.pidfd, self._on_exit)
 
     # -- work ---------------------------------------------------------------------------------------------------------
@@ -138,11 +131,7 @@ class Instance:
             os.write(self._handles.freeze, b"0")
         self.call = call
         call.instance = self
-        if self.fresh:
-            self._read_log()
-        if self._line:
-            self._end_line()
-        self.last = call.id
+        self.output.begin(call.id)
         call.sent = monotonic()
         until = call.sent + self.function.deployment.config.timeout
         if self.ready:
@@ -290,60 +279,16 @@ class Instance:
 
     def _lost(self) -> None:
         """Its process or its channel has ended."""
-        self._read_log()
+        self.output.read()
         self.detach()
         self.function.lost(self)
 
     def condemn(self, why: str) -> None:
         """Kill it for what it sent."""
-        self._read_log()
+        self.output.read()
         self.kill()
         self.detach()
         self.function.condemned(self, why)
-
-    # -- output -------------------------------------------------------------------------------------------------------
-
-    def _on_log(self) -> None:
-        if not self._read_log():
-            self._loop.remove_reader(self._handles.log)
-            self.muted = False
-        elif self.logged > _LOG_BURST:
-            self._loop.remove_reader(self._handles.log)
-            self.muted = True
-
-    def _read_log(self) -> bool:
-        """Move output to the function's log; False at its end."""
-        self.fresh = False
-        try:
-            data = os.read(self._handles.log, _READ)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        more = bool(data)
-        self.logged += len(data)
-        if self._line:
-            data = self._line + data
-        end = data.rfind(b"\n") + 1
-        self._line = data[end:]  # a line that is written in pieces is logged as one
-        if end:
-            self.function.log.write(self.last, data[:end])
-        if len(self._line) > _READ:
-            self._end_line()
-        return more
-
-    def _end_line(self) -> None:
-        """Log what is there of a line that has not ended: its request has."""
-        if self._line:
-            line, self._line = self._line, b""
-            self.function.log.write(self.last, line)
-
-    def unmute(self) -> None:
-        """Go on reading output, a beat later."""
-        self.logged = 0
-        if self.muted and self.state is not State.DYING:
-            self.muted = False
-            self._loop.add_reader(self._handles.log, self._on_log)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -351,7 +296,7 @@ class Instance:
         """Stop its processes. Whether they have stopped need not be known: they are thawed before they are needed."""
         os.write(self._handles.freeze, b"1")
         self.state = State.FROZEN
-        self._end_line()
+        self.output.end_line()
 
     def kill(self) -> None:
         """Kill every process in it, frozen or not, by the kernel's own hand."""
@@ -378,10 +323,10 @@ class Instance:
     def detach(self) -> None:
         """Listen to it no more."""
         if self.state is not State.DYING:
-            self._end_line()
+            self.output.close()
             self.state, self.deadline = State.DYING, NEVER
             self._loop.remove_writer(self._handles.channel)
-            for fd in (self._handles.channel, self._handles.log, self._handles.pidfd):
+            for fd in (self._handles.channel, self._handles.pidfd):
                 self._loop.remove_reader(fd)
 
     def close(self) -> None:
