@@ -57,15 +57,23 @@ class Spawner:
         return self._process.poll() is None
 
     def clone(
-        self, flags: int, maps: Sequence[IdMap], channel_fd: int, cgroup_fd: int = -1, tasks: Sequence[int] = ()
+        self,
+        flags: int,
+        maps: Sequence[IdMap],
+        channel_fd: int,
+        cgroup_fd: int = -1,
+        tasks: Sequence[int] = (),
+        inside: Sequence[int] = (),
     ) -> tuple[int, int]:
         """Clone an init that listens on `channel_fd`, born in `cgroup_fd`; return its (pid, pidfd).
 
-        `tasks` are the files of that name of the cgroups of version 1 that it enters.
+        `tasks` are the files of that name of the cgroups of version 1 that it enters; `inside` the user, pid and mount
+        namespace of another init, for one that is nested in that.
         """
         into = cgroup_fd >= 0
-        payload = u64(flags) + u32(into, len(maps)) + b"".join(u32(*entry) for entry in maps)
-        return self._mailbox.call(CLONE, payload, [channel_fd, *([cgroup_fd] if into else []), *tasks], TIMEOUT)
+        payload = u64(flags) + u32(into, bool(inside), len(maps)) + b"".join(u32(*entry) for entry in maps)
+        fds = [channel_fd, *([cgroup_fd] if into else []), *inside, *tasks]
+        return self._mailbox.call(CLONE, payload, fds, TIMEOUT)
 
     def attach(self, tree_fd: int, path: str) -> None:
         """Mount a detached tree in the spawner's namespace; its directory is made if it lies directly in /b."""

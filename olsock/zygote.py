@@ -263,14 +263,7 @@ class Zygote(Owned):
 
     def _pack(self, spec: FunctionSpec) -> bytes:
         """The part of a request that does not depend on the kit."""
-        return b"".join(
-            (
-                strings(TREES),
-                strings(rootfs.MASKED),
-                rlimits(limits(spec.nofile, spec.fsize)),
-                blob(self._filter),
-            )
-        )
+        return rlimits(limits(spec.nofile, spec.fsize)) + blob(self._filter)
 
     def _fork(self, box: Box, kits: Kits, order: _Order, kit: Kit) -> Function:
         ends, pidfd = kit.ends, -1
@@ -317,10 +310,11 @@ class Zygote(Owned):
         if kit.netns >= 0:
             flags |= _NETWORK_GIVEN
             fds.append(kit.netns)
-        fds += [*kit.tasks, code, kit.tmp, kit.shm]
+        fds += [*kit.tasks, kit.tmp, kit.shm, code]
+        own = strings(TREES[1:]) + strings(rootfs.MASKED) + strings(TREES[:1]) + u32(kit.uid, kit.uid)
         with self._turn:
             try:
-                socket.send_fds(self._control, [u32(flags, len(kit.tasks), kit.uid, kit.uid), rest], fds)
+                socket.send_fds(self._control, [u32(flags, len(kit.tasks)) + own, rest], fds)
                 answer = self._control.recv(4096)
             except TimeoutError:
                 self._leaf.kill()

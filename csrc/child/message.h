@@ -20,7 +20,8 @@ enum ols_request {
     OLS_ATTACH = 1,  /* str path; fd: mount the detached tree at path in the spawner's namespace */
     OLS_DETACH = 2,  /* str path: unmount it, and remove the directory */
     OLS_OVERLAY = 3, /* u32 lowers, u32 writable; fds: lowers (detached), then the upper's tree -> a detached overlay */
-    /* u64 flags, u32 cgroup?, u32 n, n x (inside, host, count); fds: channel [, cgroup], tasks... -> pid, pidfd */
+    /* u64 flags, u32 cgroup?, u32 nested?, u32 n, n x (inside, host, count);
+     * fds: channel [, cgroup] [, user, pid, mount namespace of the init to be nested in], tasks... -> pid, pidfd */
     OLS_CLONE = 4,
     /* to an init */
     OLS_SETUP = 10,  /* once, first: see setup.c */

@@ -77,7 +77,10 @@ static int take_fds(PyObject *list, struct ols_packet *p)
     return 0;
 }
 
-/* fork(request, fds) -> pid in the zygote; 0 in the child, which is isolated by then. The fds stay the caller's. */
+/*
+ * fork(request, fds) -> pid in the zygote, whose the fds stay. In the child, which is isolated by then: 0, or if that is
+ * still to be finished -1, or if it is a zygote itself -2.
+ */
 static PyObject *fork_sandbox(PyObject *self, PyObject *args)
 {
     static char request[OLS_MAX_PACKET];
@@ -98,9 +101,9 @@ static PyObject *fork_sandbox(PyObject *self, PyObject *args)
     PyOS_BeforeFork();
     pid_t pid = isolate_clone(&packet, &err);
     if (pid == 0) {
-        isolate_child(&packet); /* does not return unless everything is in place */
+        enum child kind = isolate_child(&packet); /* does not return unless everything is in place */
         PyOS_AfterFork_Child();
-        return PyLong_FromLong(0);
+        return PyLong_FromLong(kind);
     }
     PyOS_AfterFork_Parent();
     if (pid < 0)
@@ -108,10 +111,20 @@ static PyObject *fork_sandbox(PyObject *self, PyObject *args)
     return PyLong_FromLong(pid);
 }
 
+/* finish(): wait for the function's part of a sandbox that `fork` left waiting, and take it on. */
+static PyObject *finish(PyObject *self, PyObject *args)
+{
+    (void) self;
+    (void) args;
+    isolate_finish(); /* does not return unless everything is in place */
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"harden", harden, METH_VARARGS, "harden(capabilities): give up all else that a zygote does not need"},
     {"threads", threads, METH_NOARGS, "threads(): number of threads of this process"},
-    {"fork", fork_sandbox, METH_VARARGS, "fork(request, fds): clone a handler's sandbox; 0 in the child"},
+    {"fork", fork_sandbox, METH_VARARGS, "fork(request, fds): clone a sandbox; not above 0 in the child"},
+    {"finish", finish, METH_NOARGS, "finish(): wait for the rest of a sandbox that was half made"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,8 +1,10 @@
 /*
- * A handler's sandbox, from inside: the twin of olsock/zygote.py, which packs the request.
+ * A handler's sandbox, from inside: the twin of olsock/forks.py, which packs the request.
  *
- *   fds: channel, log, cgroup [, network namespace], tasks..., trees...
- *   u32 flags, u32 tasks, u32 uid, u32 gid, u32 n + targets of trees, u32 n + masks, u32 n + rlimits, blob filter
+ *   fds: channel, log [, errors], cgroup [, network namespace], tasks..., trees...
+ *   u32 flags, u32 tasks, u32 n + targets of trees, u32 n + masks
+ *   and the function's own part, at once or, if it is to wait for that, later and by its channel:
+ *   u32 n + targets of trees, u32 uid, u32 gid, u32 n + rlimits, blob filter
  *
  * No pivot_root: the zygote's root, copied by CLONE_NEWNS, already is the handler's; what is the handler's own is mounted
  * over it. Nothing below a mount can be reached again without capabilities.
@@ -22,23 +24,20 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-
-enum request_flags { NETWORK_GIVEN = 1, NETWORK_SHARED = 2 };
-
-#define CHANNEL 3
-#define FAULT_FRAME 7 /* olsock/runtime/wire.py */
-#define CLEAR_OF_STDIO 64
+#include <unistd.h>
 
 static uint32_t flags;
+static struct streams streams;
 
 pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
 {
     int *tid = thread_id_address();
 
     flags = packet_u32(p);
-    int channel = packet_fd(p), log = packet_fd(p), cgroup = packet_fd(p);
-    (void) channel;
-    (void) log;
+    streams.channel = packet_fd(p);
+    streams.log = packet_fd(p);
+    streams.errors = flags & SEPARATE_ERRORS ? packet_fd(p) : streams.log;
+    int cgroup = packet_fd(p);
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "fork");
     if (!tid)
@@ -47,13 +46,15 @@ pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
 
     struct clone_args args = {
         /* CLONE_PARENT: the sandbox's init, not the zygote, is the one who reaps and knows the exit status. */
-        .flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_INTO_CGROUP |
-                 CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
+        .flags = CLONE_INTO_CGROUP | CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
         .child_tid = (uint64_t) (uintptr_t) tid,
         .cgroup = (uint64_t) cgroup,
     };
-    if (!(flags & (NETWORK_GIVEN | NETWORK_SHARED)))
-        args.flags |= CLONE_NEWNET;
+    if (!(flags & NEST)) {
+        args.flags |= CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
+        if (!(flags & (NETWORK_GIVEN | NETWORK_SHARED)))
+            args.flags |= CLONE_NEWNET;
+    }
     long pid = sys_clone3(&args);
     return pid < 0 ? ols_fail(reterr, (int) pid, "clone3", "handler") : (pid_t) pid;
 }
@@ -102,31 +103,11 @@ static int mount_proc(struct ols_packet *p, struct ols_err *reterr)
     return 0;
 }
 
-/* fd 0 the null device, 1 and 2 the log, 3 the channel, nothing else. */
-static int set_fds(int *ret_channel, int log, struct ols_err *reterr)
+/* What is the same for every function. */
+static int isolate(struct ols_packet *p, struct ols_err *reterr)
 {
-    cleanup_fd int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null < 0)
-        return ols_fail(reterr, errno, "open", "/dev/null");
-    int high_log = fcntl(log, F_DUPFD_CLOEXEC, CLEAR_OF_STDIO);
-    int high_channel = fcntl(*ret_channel, F_DUPFD_CLOEXEC, CLEAR_OF_STDIO);
-    if (high_log < 0 || high_channel < 0)
-        return ols_fail(reterr, errno, "fcntl(F_DUPFD)", "channel");
-    if (dup2(null, 0) < 0 || dup2(high_log, 1) < 0 || dup2(high_log, 2) < 0 ||
-        dup3(high_channel, CHANNEL, O_CLOEXEC) < 0)
-        return ols_fail(reterr, errno, "dup2", "stdio");
-    *ret_channel = CHANNEL;
-    null = -1; /* closed with the rest */
-    int r = sys_close_range(CHANNEL + 1, ~0U);
-    return r < 0 ? ols_fail(reterr, r, "close_range", "") : 0;
-}
-
-static int isolate(struct ols_packet *p, int *ret_channel, struct ols_err *reterr)
-{
-    int log = p->fds[1], netns = flags & NETWORK_GIVEN ? packet_fd(p) : -1;
+    int netns = flags & NETWORK_GIVEN ? packet_fd(p) : -1;
     uint32_t n_tasks = packet_u32(p);
-    uid_t uid = packet_u32(p);
-    gid_t gid = packet_u32(p);
     if (p->bad || n_tasks > p->n_fds - p->next_fd)
         return ols_fail(reterr, EINVAL, "message", "fork");
     int r = join_cgroups(p->fds + p->next_fd, n_tasks, reterr);
@@ -136,16 +117,15 @@ static int isolate(struct ols_packet *p, int *ret_channel, struct ols_err *reter
     if (netns >= 0 && setns(netns, CLONE_NEWNET) < 0)
         return ols_fail(reterr, errno, "setns(network namespace)", "");
     r = attach_trees(p, reterr);
-    if (r < 0)
-        return r;
-    r = mount_proc(p, reterr);
-    if (r < 0)
-        return r;
-    r = set_fds(ret_channel, log, reterr);
-    if (r < 0)
-        return r;
-    /* Only now: with a small RLIMIT_NOFILE and many files open in the zygote, nothing above could open another. */
-    r = privilege_set_rlimits(p, reterr);
+    return r < 0 ? r : mount_proc(p, reterr);
+}
+
+/* What is the function's own, and the end of all privilege. */
+static int become(struct ols_packet *p, struct ols_err *reterr)
+{
+    uid_t uid = packet_u32(p);
+    gid_t gid = packet_u32(p);
+    int r = privilege_set_rlimits(p, reterr);
     if (r < 0)
         return r;
     size_t size;
@@ -168,20 +148,81 @@ static int isolate(struct ols_packet *p, int *ret_channel, struct ols_err *reter
     return privilege_load_filter(program, size, reterr);
 }
 
-/* Child-side. A child that could not be isolated says why on its channel and ends: it never runs a line of Python. */
-void isolate_child(struct ols_packet *p)
+static int make(struct ols_packet *p, int *ret_channel, struct ols_err *reterr)
 {
-    struct {
-        uint8_t kind, flags;
-        uint16_t zero;
-        uint32_t length;
-        uint64_t request;
-        struct ols_err err;
-    } fault = {.kind = FAULT_FRAME, .length = sizeof(struct ols_err)};
-    int channel = p->fds[0];
+    if (flags & NEST)
+        return nest(p, &streams, ret_channel, reterr);
+    int r = isolate(p, reterr);
+    if (r >= 0 && !(flags & WAITING))
+        r = attach_trees(p, reterr);
+    /* Before the limits: with few open files allowed and many open in the zygote, nothing could open another. */
+    if (r >= 0)
+        r = streams_set(&streams, ret_channel, reterr);
+    if (r >= 0 && !(flags & WAITING))
+        r = become(p, reterr);
+    return r;
+}
 
-    if (isolate(p, &channel, &fault.err) >= 0)
-        return;
-    (void) send(channel, &fault, sizeof fault, MSG_NOSIGNAL | MSG_DONTWAIT);
-    _exit(1);
+enum child isolate_child(struct ols_packet *p)
+{
+    struct ols_err err = {0};
+    int channel = streams.channel;
+
+    if (make(p, &channel, &err) < 0)
+        report_fault(channel, &err);
+    return flags & NEST ? ZYGOTE : flags & WAITING ? HALF_MADE : FINISHED;
+}
+
+/* The function's part, with its fds on the first byte: u32 size, then that many bytes. */
+static int receive_part(char *buffer, size_t capacity, struct ols_packet *ret_packet, struct ols_err *reterr)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * OLS_MAX_FDS)];
+    } control;
+    uint32_t size = 0;
+    struct iovec iov = {.iov_base = &size, .iov_len = sizeof size};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t n;
+
+    do
+        n = recvmsg(CHANNEL, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+    while (n < 0 && errno == EINTR);
+    if (n == 0)
+        _exit(0); /* nobody needs it any more */
+    if (n != sizeof size || size > capacity)
+        return ols_fail(reterr, EPROTO, "message", "function");
+    *ret_packet = (struct ols_packet) {.at = buffer, .end = buffer + size};
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(ret_packet->fds, CMSG_DATA(c), count * sizeof(int));
+        ret_packet->n_fds = (unsigned int) count;
+    }
+    for (size_t got = 0; got < size; got += (size_t) n) {
+        do
+            n = read(CHANNEL, buffer + got, size - got);
+        while (n < 0 && errno == EINTR);
+        if (n <= 0)
+            _exit(0);
+    }
+    return 0;
+}
+
+void isolate_finish(void)
+{
+    static char buffer[OLS_MAX_PACKET];
+    struct ols_packet packet;
+    struct ols_err err = {0};
+
+    int r = receive_part(buffer, sizeof buffer, &packet, &err);
+    if (r >= 0)
+        r = attach_trees(&packet, &err);
+    if (r >= 0) {
+        packet_done(&packet);
+        r = become(&packet, &err);
+    }
+    if (r < 0)
+        report_fault(CHANNEL, &err);
 }

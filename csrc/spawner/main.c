@@ -41,20 +41,27 @@ static int do_detach(struct ols_packet *p, struct ols_err *reterr)
 
 static int do_clone(struct ols_packet *p, int *ret_pidfd, struct ols_err *reterr)
 {
-    uint64_t flags = packet_u64(p);
-    bool into_cgroup = packet_u32(p);
-    uint32_t n_maps = packet_u32(p);
-    const struct id_map *maps = packet_bytes(p, (n_maps & 0xffff) * sizeof *maps);
+    struct clone_request request = {.flags = packet_u64(p), .cgroup = -1};
+    bool into_cgroup = packet_u32(p), nested = packet_u32(p);
+
+    request.n_maps = packet_u32(p);
+    request.maps = packet_bytes(p, (request.n_maps & 0xffff) * sizeof *request.maps);
     int channel = packet_fd(p);
-    int cgroup = into_cgroup ? packet_fd(p) : -1;
-    if (p->bad || n_maps == 0 || n_maps > 16)
+    if (into_cgroup)
+        request.cgroup = packet_fd(p);
+    if (nested && !p->bad) {
+        request.inside = p->fds + p->next_fd;
+        for (int i = 0; i < 3; i++)
+            (void) packet_fd(p);
+    }
+    if (p->bad || request.n_maps == 0 || request.n_maps > 16)
         return ols_fail(reterr, EINVAL, "message", "clone");
     struct init_start start = {
         .channel = channel,
         .tasks = p->fds + p->next_fd,
         .n_tasks = p->n_fds - p->next_fd,
     };
-    return sandbox_clone(flags, cgroup, maps, n_maps, &start, ret_pidfd, reterr);
+    return sandbox_clone(&request, &start, ret_pidfd, reterr);
 }
 
 static void serve(struct ols_packet *p)

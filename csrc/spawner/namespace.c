@@ -16,6 +16,13 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 
+static int proc = -1;
+
+int base_proc(void)
+{
+    return proc;
+}
+
 int base_create(const char *directory, struct ols_err *reterr)
 {
     static const char *const places[] = {"proc", "b", "s", "n"};
@@ -37,7 +44,8 @@ int base_create(const char *directory, struct ols_err *reterr)
         return ols_fail(reterr, errno, "pivot_root", directory);
     if (umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         return ols_fail(reterr, errno, "umount2", "the host's root");
-    return 0;
+    proc = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return proc < 0 ? ols_fail(reterr, errno, "open", "/proc") : 0;
 }
 
 int base_attach(int tree_fd, const char *path, struct ols_err *reterr)

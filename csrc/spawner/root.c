@@ -138,13 +138,35 @@ static int enter(int root, struct ols_err *reterr)
     return 0;
 }
 
-/* str base ("": the first fd is the root's tree), u32 n, n mounts */
+static int mount_all(struct ols_packet *p, int root, struct ols_err *reterr)
+{
+    uint32_t n = packet_u32(p);
+    for (uint32_t i = 0; i < n; i++) {
+        int r = mount_one(p, root, reterr);
+        if (r < 0)
+            return r;
+    }
+    return p->bad ? ols_fail(reterr, EINVAL, "message", "mounts") : 0;
+}
+
+/* An init inside another's namespaces has that one's root already, a copy in which every mount is locked. */
+static int root_keep(struct ols_packet *p, struct ols_err *reterr)
+{
+    cleanup_fd int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root < 0)
+        return ols_fail(reterr, errno, "open", "/");
+    return mount_all(p, root, reterr);
+}
+
+/* str base ("": the first fd is the root's tree; "/": the root that there is), u32 n, n mounts */
 int root_enter(struct ols_packet *p, struct ols_err *reterr)
 {
     const char *base = packet_str(p);
     cleanup_fd int copy = -1;
     int tree;
 
+    if (base[0] == '/' && !base[1])
+        return root_keep(p, reterr);
     if (!p->bad && base[0]) {
         tree = copy = sys_open_tree(AT_FDCWD, base, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
         if (tree < 0)
@@ -152,7 +174,6 @@ int root_enter(struct ols_packet *p, struct ols_err *reterr)
     } else {
         tree = packet_fd(p);
     }
-    uint32_t n = packet_u32(p);
     if (p->bad)
         return ols_fail(reterr, EINVAL, "message", "root");
     int r = sys_move_mount(tree, "", AT_FDCWD, NEW_ROOT, MOVE_MOUNT_F_EMPTY_PATH);
@@ -161,10 +182,6 @@ int root_enter(struct ols_packet *p, struct ols_err *reterr)
     cleanup_fd int root = open(NEW_ROOT, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0)
         return ols_fail(reterr, errno, "open", NEW_ROOT);
-    for (uint32_t i = 0; i < n; i++) {
-        r = mount_one(p, root, reterr);
-        if (r < 0)
-            return r;
-    }
-    return enter(root, reterr);
+    r = mount_all(p, root, reterr);
+    return r < 0 ? r : enter(root, reterr);
 }

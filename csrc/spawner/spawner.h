@@ -8,6 +8,7 @@
 
 /* namespace.c: the spawner's own mount namespace, and the trees that are kept in it */
 int base_create(const char *directory, struct ols_err *reterr);
+int base_proc(void); /* its procfs, which no sandbox can have put anything in the place of */
 int base_attach(int tree_fd, const char *path, struct ols_err *reterr);
 int base_detach(const char *path, struct ols_err *reterr);
 
@@ -18,14 +19,21 @@ int overlay_create(struct ols_packet *p, struct ols_err *reterr);
 struct id_map {
     uint32_t inside, host, count;
 };
+struct clone_request {
+    uint64_t flags;
+    int cgroup; /* -1: the spawner's */
+    const struct id_map *maps;
+    uint32_t n_maps;
+    const int *inside; /* user, pid and mount namespace of another init to be made inside of; NULL: the host's */
+};
 struct init_start {
     int channel;
     const int *tasks; /* of cgroups of version 1 to enter */
     unsigned int n_tasks;
     bool new_netns;
 };
-int sandbox_clone(uint64_t flags, int cgroup_fd, const struct id_map *maps, uint32_t n_maps, struct init_start *start,
-                  int *ret_pidfd, struct ols_err *reterr);
+int sandbox_clone(const struct clone_request *request, struct init_start *start, int *ret_pidfd,
+                  struct ols_err *reterr);
 
 /* init.c: pid 1 of a sandbox; child-side, never returns */
 _Noreturn void init_main(const struct init_start *start);
