@@ -6,21 +6,26 @@ import base64
 import dataclasses
 import errno
 import json
-import math
 import os
-import signal
 import sys
 import time
-from types import FrameType
 from typing import Any
 
 import click
 
+from olsock import cli_exec
 from olsock.errors import KernelError, OlsockError
-
-# As env(1), timeout(1) and Docker do
-EXIT_TIMEOUT, EXIT_FAILED, EXIT_CANNOT_EXECUTE, EXIT_NOT_FOUND = 124, 125, 126, 127
-EXIT_INTERRUPTED = 130
+from olsock.shell import (
+    EXIT_CANNOT_EXECUTE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_FOUND,
+    EXIT_TIMEOUT,
+    end_on_signals,
+    fill_stdio,
+    pairs,
+    seconds,
+)
 
 
 class Guarded(click.Group):
@@ -53,12 +58,6 @@ def main() -> None:
     """
 
 
-def _seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise click.BadParameter(f"{value}: expected a number of seconds above 0")
-    return value
-
-
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--memory", metavar="SIZE", help='Memory limit, such as 128M; "none" for no limit.  [default: 512M]')
 @click.option("--swap", metavar="SIZE", help="Swap beside it.  [default: 0]")
@@ -71,7 +70,7 @@ def _seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) 
     "--timeout",
     type=float,
     metavar="SECONDS",
-    callback=_seconds,
+    callback=seconds,
     help="Kill the command after that long (exit status 124).",
 )
 @click.option("--network", type=click.Choice(["none", "host", "bridge"]), help="What it can reach.  [default: none]")
@@ -109,8 +108,8 @@ def run(
       olsock run -- python3 -c 'print(6 * 7)'
       olsock run --memory 64M --cpus 0.5 --timeout 5 --bind "$PWD:/work" --cwd /work -- python3 script.py
     """
-    _fill_stdio()
-    _end_on_signals()
+    fill_stdio()
+    end_on_signals()
     from olsock.sandbox import Sandbox
 
     # By identity: 0 is equal to False, and is to be refused, not left out.
@@ -119,7 +118,7 @@ def run(
         given["memory"] = None
     if keep is not None:
         given["writable"] = keep
-    given["env"] = _environment(env)
+    given["env"] = pairs(env, "--env")
     with Sandbox(**given) as box:
         try:
             status = _run_json(box, command, timeout) if as_json else _run_through(box, command, timeout)
@@ -129,39 +128,6 @@ def run(
             click.echo(f"olsock: {e}", err=True)
             status = EXIT_NOT_FOUND if e.errno == errno.ENOENT else EXIT_CANNOT_EXECUTE
     ctx.exit(status)
-
-
-def _fill_stdio() -> None:
-    """Open what of 0, 1 and 2 is closed: else the next file of ours, a socket to the spawner, would be the command's."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-
-
-def _end_on_signals() -> None:
-    """Leave by an exception, so that the sandbox is removed; whoever asks twice is not heard while that goes on."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handled = [each for each in wanted if signal.getsignal(each) != signal.SIG_IGN]  # nohup(1) has asked for that
-    for each in handled:
-        signal.signal(each, leave)
-
-
-def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
-    result = {}
-    for pair in pairs:
-        name, separator, value = pair.partition("=")
-        if not separator or not name:
-            raise click.BadParameter(f"{pair!r}: expected NAME=VALUE", param_hint="--env")
-        result[name] = value
-    return result
 
 
 def _status(returncode: int) -> int:
@@ -193,6 +159,9 @@ def _run_json(box: Any, command: tuple[str, ...], timeout: float | None) -> int:
             result[stream] = {"base64": base64.b64encode(raw).decode()}
     click.echo(json.dumps(result))
     return EXIT_TIMEOUT if done.usage.timed_out else _status(done.returncode)
+
+
+main.add_command(cli_exec.command)
 
 
 @main.command()

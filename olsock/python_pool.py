@@ -1,0 +1,284 @@
+"""Runs pieces of Python text, each in a fresh sandbox forked from a zygote that has imported what they need.
+
+What a snippet does is never an error of ours: it is in the result, whatever it was. Errors are what the caller or the host
+got wrong. Inside runs olsock/runtime/exec/snippet.py, beside the snippet, so its answer is read as what it is: bytes that
+the snippet could have written itself.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from olsock import rootfs
+from olsock.cgroups import Stats
+from olsock.deadline import Deadline
+from olsock.errors import (
+    DeadlineError,
+    InvocationError,
+    ProtocolError,
+    SandboxDeadError,
+    SpecError,
+    ZygoteError,
+)
+from olsock.function import Function
+from olsock.lineage import Lineage
+from olsock.owned import Owned
+from olsock.snippets import ExecResult, ExecUsage, Raised, read_answer
+from olsock.spec import FunctionSpec, Network, PathLike, Size
+from olsock.turns import Turns
+from olsock.zygote import Zygote
+
+CODE = f"{rootfs.runtime_directory()}/exec"
+MODULE = "snippet"
+HANDLER = f"{MODULE}:run"
+MAX_REQUEST = 16 * 1024 * 1024
+"""Bytes of source and inputs together, as JSON."""
+MAX_SIZE = 1024
+LONGEST = 86400.0
+END_TIMEOUT = 30.0  # for running calls to leave, once they were cancelled
+
+
+class PythonPool(Owned):
+    """Runs Python text in sandboxes that are used once.
+
+    `imports` are modules that snippets find imported already, `packages` directories of installed packages. `size` calls
+    run at one time, and as many sandboxes are kept ready; `queue` more may wait. `memory` (with /tmp), `cpus`, `pids` and
+    `tmpfs_size` hold for each sandbox, `zygote_memory` for what they are forked from. `import_timeout` is in seconds.
+    Raises `ZygoteError` for imports that fail. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        imports: Sequence[str] = (),
+        *,
+        size: int = 8,
+        queue: int = 1024,
+        packages: Iterable[PathLike] = (),
+        python: PathLike | None = None,
+        memory: Size | None = "256M",
+        cpus: float | None = None,
+        pids: int | None = 64,
+        tmpfs_size: Size = "64M",
+        network: Network = "none",
+        env: Mapping[str, str] | None = None,
+        zygote_memory: Size | None = "1G",
+        import_timeout: float = 120.0,
+    ) -> None:
+        self.size = _whole(size, "size", 1, MAX_SIZE)
+        self._limits: dict[str, Any] = {
+            "memory": memory,
+            "cpus": cpus,
+            "pids": pids,
+            "tmpfs_size": tmpfs_size,
+            "env": dict(env) if isinstance(env, Mapping) else env,
+        }
+        FunctionSpec.parse(code=CODE, handler=HANDLER, **self._limits)  # refuses nonsense before anything is made
+        self.turns = Turns(size, _whole(queue, "queue", 0, 1 << 20))
+        self._lock = threading.Condition()
+        self._calls: set[Call] = set()
+        options: dict[str, Any] = {
+            "packages": [*packages, CODE],
+            "python": python,
+            "network": network,
+            "memory": zygote_memory,
+            "timeout": import_timeout,
+            "spare": size,
+        }
+        names = [MODULE, *imports] if not isinstance(imports, str | bytes) else imports
+        self._lineage = Lineage(lambda: Zygote(names, **options))
+        self._own()
+
+    def exec(
+        self,
+        source: str,
+        inputs: Mapping[str, Any] | None = None,
+        timeout: float | None = 2.0,
+        *,
+        wait: float | None = None,
+        filename: str = "<snippet>",
+        check: bool = False,
+    ) -> ExecResult:
+        """Run `source` with the variables `inputs` (what JSON can hold) and return what came of it.
+
+        `timeout` is in seconds from its start, None for no limit. `wait` bounds what comes before: the wait for a turn, and
+        for a zygote's successor; `DeadlineError` when it has passed, or when too many wait already. `ZygoteError` if the
+        host cannot start sandboxes. With `check` a snippet that fails raises `ExecError`.
+        """
+        call = self.call(source, inputs, timeout, filename=filename)
+        deadline = Deadline(_seconds(wait, "wait"))
+        turn = self.turns.ask()
+        try:
+            turn.result(deadline.seconds())
+        except TimeoutError:
+            self.turns.give_up(turn)
+            raise late(self.size) from None
+        except BaseException:
+            self.turns.give_up(turn)
+            raise
+        result = call.run(deadline)
+        if check:
+            result.check()
+        return result
+
+    def call(
+        self,
+        source: str,
+        inputs: Mapping[str, Any] | None = None,
+        timeout: float | None = 2.0,
+        *,
+        filename: str = "<snippet>",
+    ) -> Call:
+        """Prepare a call, for those who wait for their turn by other means than `exec`."""
+        if self._closed:
+            raise closed()
+        return Call(self, _request(source, inputs, filename), _seconds(timeout, "timeout"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the zygote lives. One that does not is replaced by the next call."""
+        return not self._closed and self._lineage.alive
+
+    def _end(self) -> None:
+        self.turns.close(closed)
+        with self._lock:
+            running = list(self._calls)
+        for call in running:
+            call.cancel()
+        with self._lock:
+            self._lock.wait_for(lambda: not self._calls, END_TIMEOUT)
+        self._lineage.close()
+
+
+class Call:
+    """One run of one snippet, which another thread may cancel."""
+
+    def __init__(self, pool: PythonPool, request: bytes, timeout: float | None) -> None:
+        self._pool, self._request, self._timeout = pool, request, timeout
+        self._cancelled = False
+        self._made: Function | None = None
+
+    def run(self, deadline: Deadline) -> ExecResult:
+        """Run it, once its turn has come, and give the turn back. `deadline` is for a zygote's successor."""
+        pool = self._pool
+        with pool._lock:
+            pool._calls.add(self)
+        try:
+            return self._run(deadline)
+        finally:
+            with pool._lock:
+                pool._calls.discard(self)
+                pool._lock.notify_all()
+            pool.turns.give_back()
+
+    def cancel(self) -> None:
+        """End it: `run` raises `SandboxDeadError` in its thread."""
+        with self._pool._lock:
+            self._cancelled = True
+            made = self._made
+        if made is not None:
+            made.close()
+
+    def _run(self, deadline: Deadline) -> ExecResult:
+        for last in (False, True):
+            with self._pool._lineage.hold(deadline) as zygote:
+                began = time.monotonic()
+                try:
+                    made = zygote.fork(CODE, HANDLER, **self._pool._limits)
+                except ZygoteError as error:
+                    self._pool._lineage.depose(zygote, str(error))
+                    if last:
+                        raise
+                    continue
+                with made:
+                    self._begin(made)
+                    return self._exchange(made, began)
+        raise AssertionError("unreachable")
+
+    def _begin(self, made: Function) -> None:
+        with self._pool._lock:
+            self._made = made
+            if self._cancelled:
+                raise cancelled()
+
+    def _exchange(self, made: Function, began: float) -> ExecResult:
+        left = None if self._timeout is None else max(0.001, self._timeout - (time.monotonic() - began))
+        value, text, raised, ended, timed_out = None, None, None, None, False
+        stats: Stats | None = None
+        try:
+            _, answer = made._channel.invoke(self._request, {}, left)
+            value, text, raised = read_answer(answer)
+        except InvocationError as error:
+            if error.kind == "init":  # before the snippet
+                raise ZygoteError(f"the snippets' runtime cannot be imported: {error}") from None
+            raised = Raised(error.name, str(error), error.traceback)
+        except (SandboxDeadError, DeadlineError, ProtocolError) as error:
+            wall = time.monotonic() - began
+            if self._cancelled:
+                raise cancelled() from None
+            stats = made.stats()  # before what is left of it is removed
+            failure = made._failure(error)
+            timed_out = failure.kind == "timeout"
+            ended = f"timed out after {self._timeout} s" if timed_out else str(failure)
+        else:
+            wall = time.monotonic() - began
+        usage = _usage(stats or made.stats(), wall, timed_out=timed_out)
+        return ExecResult(made.output, "", value, text, raised, ended, False, usage)
+
+
+def closed() -> ZygoteError:
+    """Return what is raised by a pool that is closed."""
+    return ZygoteError("the pool is closed")
+
+
+def cancelled() -> SandboxDeadError:
+    """Return what is raised by a call that was cancelled."""
+    return SandboxDeadError("the call was cancelled")
+
+
+def late(size: int) -> DeadlineError:
+    """Return what is raised when a turn has not come in time."""
+    return DeadlineError(f"no turn in time: {size} calls were running")
+
+
+def _usage(stats: Stats, wall: float, *, timed_out: bool) -> ExecUsage:
+    return ExecUsage(wall, stats.cpu_usec / 1e6, stats.memory_peak_bytes, stats.oom_kills > 0, timed_out)
+
+
+def _request(source: Any, inputs: Any, filename: Any) -> bytes:
+    """Check and pack what a snippet gets. What is wrong with the text itself is for its sandbox to say."""
+    if not isinstance(source, str):
+        raise SpecError("source", type(source).__name__, "Python source as str")
+    if not isinstance(filename, str) or len(filename) > 4096:
+        raise SpecError("filename", filename, "a short str")
+    if not isinstance(inputs, Mapping | None):
+        raise SpecError("inputs", type(inputs).__name__, "a mapping of variables to what JSON can hold")
+    for name, value in (inputs or {}).items():
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            raise SpecError("inputs", name, "names of variables")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise SpecError(f"inputs[{name}]", type(value).__name__, f"what JSON can hold ({error})") from None
+    body = json.dumps({"source": source, "inputs": dict(inputs or {}), "filename": filename}).encode()
+    if len(body) > MAX_REQUEST:
+        raise SpecError("source", f"{len(body)} bytes with its inputs", f"at most {MAX_REQUEST} as JSON")
+    return body
+
+
+def _whole(value: Any, field: str, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise SpecError(field, value, f"an int from {least} to {most}")
+    return value
+
+
+def _seconds(value: Any, field: str) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= LONGEST:
+        raise SpecError(field, value, f"seconds from 0 to {LONGEST:g}, or None for no limit")
+    return float(value)
