@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from olsock import cli_exec
+from olsock.cli_tree import tree
 from olsock.errors import KernelError, OlsockError
 from olsock.shell import (
     EXIT_CANNOT_EXECUTE,
@@ -215,6 +216,9 @@ def clean(ctx: click.Context, as_json: bool) -> None:
     if not removals and not as_json:
         click.echo("nothing to remove")
     ctx.exit(1 if any(removal.problem for removal in removals) else 0)
+
+
+main.add_command(tree)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,10 @@ class ZygoteError(OlsockError):
     """A zygote could not be made, or cannot fork: says why (threads, a failed import, its death)."""
 
 
+class PlanError(OlsockError, ValueError):
+    """A trace or a plan of a zygote tree makes no sense: says where in it, what was found, and what is accepted."""
+
+
 class ProtocolError(OlsockError):
     """A sandbox sent bytes that the protocol does not allow; the sandbox is condemned."""
 
