@@ -13,13 +13,14 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
-from olsock import function, sandbox, zygote
+from olsock import function, python_pool, sandbox, zygote
 from olsock.cgroups import Stats
 from olsock.errors import OlsockError
 from olsock.function import Handles
 from olsock.pipes import DEVNULL, PIPE
 from olsock.results import Completed
 from olsock.sandbox import OUTPUT_LIMIT
+from olsock.snippets import ExecResult
 
 THREADS = 128  # waits at once; more wait for their turn
 END_THREADS = 8  # of their own, or what ends a wait could wait for its turn behind it
@@ -32,7 +33,7 @@ class _Closable(Protocol):
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=_Closable)
-T = TypeVar("T", bound="sandbox.Sandbox | sandbox.Process | zygote.Zygote | function.Function")
+T = TypeVar("T", bound="sandbox.Sandbox | sandbox.Process | zygote.Zygote | function.Function | python_pool.PythonPool")
 
 _pool: ThreadPoolExecutor | None = None
 _end_pool: ThreadPoolExecutor | None = None
@@ -278,3 +279,35 @@ class _Forked(Function):
 
     def __init__(self, make: Callable[[], function.Function]) -> None:
         _Made.__init__(self, make)
+
+
+class PythonPool(_Made[python_pool.PythonPool]):
+    """See `olsock.PythonPool`. Calls that wait for their turn cost no thread."""
+
+    def __init__(self, imports: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(lambda: python_pool.PythonPool(imports, **options))
+
+    async def exec(
+        self,
+        source: str,
+        inputs: Mapping[str, Any] | None = None,
+        timeout: float | None = 2.0,
+        *,
+        wait: float | None = None,
+        filename: str = "<snippet>",
+        check: bool = False,
+    ) -> ExecResult:
+        """Run `source` in a fresh sandbox; cancelling ends it."""
+        call = self.sync.call(source, inputs, timeout, filename=filename, wait=wait)
+        turn = call.ask()
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(turn), call.deadline.seconds())
+        except BaseException as error:
+            call.give_up(turn)
+            if isinstance(error, TimeoutError):
+                raise call.late() from None
+            raise
+        result = await _wait_or_end(call.cancel, call.run)
+        if check:
+            result.check()
+        return result

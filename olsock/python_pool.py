@@ -12,14 +12,15 @@ import keyword
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from olsock import rootfs
-from olsock.cgroups import Stats
 from olsock.deadline import Deadline
 from olsock.errors import (
     DeadlineError,
     InvocationError,
+    OlsockError,
     ProtocolError,
     SandboxDeadError,
     SpecError,
@@ -78,7 +79,7 @@ class PythonPool(Owned):
             "env": dict(env) if isinstance(env, Mapping) else env,
         }
         FunctionSpec.parse(code=CODE, handler=HANDLER, **self._limits)  # refuses nonsense before anything is made
-        self.turns = Turns(size, _whole(queue, "queue", 0, 1 << 20))
+        self._turns = Turns(size, _whole(queue, "queue", 0, 1 << 20))
         self._lock = threading.Condition()
         self._calls: set[Call] = set()
         options: dict[str, Any] = {
@@ -109,18 +110,16 @@ class PythonPool(Owned):
         for a zygote's successor; `DeadlineError` when it has passed, or when too many wait already. `ZygoteError` if the
         host cannot start sandboxes. With `check` a snippet that fails raises `ExecError`.
         """
-        call = self.call(source, inputs, timeout, filename=filename)
-        deadline = Deadline(_seconds(wait, "wait"))
-        turn = self.turns.ask()
+        call = self.call(source, inputs, timeout, wait=wait, filename=filename)
+        turn = call.ask()
         try:
-            turn.result(deadline.seconds())
-        except TimeoutError:
-            self.turns.give_up(turn)
-            raise late(self.size) from None
-        except BaseException:
-            self.turns.give_up(turn)
+            turn.result(call.deadline.seconds())
+        except BaseException as error:
+            call.give_up(turn)
+            if isinstance(error, TimeoutError) and not isinstance(error, OlsockError):
+                raise call.late() from None
             raise
-        result = call.run(deadline)
+        result = call.run()
         if check:
             result.check()
         return result
@@ -131,12 +130,12 @@ class PythonPool(Owned):
         inputs: Mapping[str, Any] | None = None,
         timeout: float | None = 2.0,
         *,
+        wait: float | None = None,
         filename: str = "<snippet>",
     ) -> Call:
-        """Prepare a call, for those who wait for their turn by other means than `exec`."""
-        if self._closed:
-            raise closed()
-        return Call(self, _request(source, inputs, filename), _seconds(timeout, "timeout"))
+        """Check and prepare a call, for those who wait for their turn by other means than `exec`."""
+        request = _request(source, inputs, filename)
+        return Call(self, request, _seconds(timeout, "timeout"), Deadline(_seconds(wait, "wait")))
 
     @property
     def alive(self) -> bool:
@@ -144,7 +143,7 @@ class PythonPool(Owned):
         return not self._closed and self._lineage.alive
 
     def _end(self) -> None:
-        self.turns.close(closed)
+        self._turns.close(closed)
         with self._lock:
             running = list(self._calls)
         for call in running:
@@ -155,25 +154,44 @@ class PythonPool(Owned):
 
 
 class Call:
-    """One run of one snippet, which another thread may cancel."""
+    """One run of one snippet: `ask` for a turn, wait for that, `run`. Another thread may `cancel` it."""
 
-    def __init__(self, pool: PythonPool, request: bytes, timeout: float | None) -> None:
+    def __init__(self, pool: PythonPool, request: bytes, timeout: float | None, deadline: Deadline) -> None:
+        self.deadline = deadline  # for all that comes before the snippet starts
         self._pool, self._request, self._timeout = pool, request, timeout
         self._cancelled = False
         self._made: Function | None = None
 
-    def run(self, deadline: Deadline) -> ExecResult:
-        """Run it, once its turn has come, and give the turn back. `deadline` is for a zygote's successor."""
+    def ask(self) -> Future[None]:
+        """Ask for a turn, which `run` gives back. Who does not come to run gives it up."""
+        return self._pool._turns.ask()
+
+    def give_up(self, turn: Future[None]) -> None:
+        """Wait for the turn no longer, or do not use it."""
+        self._pool._turns.give_up(turn)
+
+    def late(self) -> DeadlineError:
+        """Return what is raised when the turn has not come in time."""
+        return DeadlineError(f"no turn in time: {self._pool.size} calls were running")
+
+    def run(self) -> ExecResult:
+        """Run the snippet and give the turn back."""
         pool = self._pool
-        with pool._lock:
-            pool._calls.add(self)
         try:
-            return self._run(deadline)
+            with pool._lock:
+                if pool._closed:
+                    raise closed()
+                pool._calls.add(self)
+            return self._run()
+        except (OlsockError, OSError):
+            if self._cancelled:  # whatever it was, it came of that
+                raise SandboxDeadError("the call was cancelled") from None
+            raise
         finally:
             with pool._lock:
                 pool._calls.discard(self)
                 pool._lock.notify_all()
-            pool.turns.give_back()
+            pool._turns.give_back()
 
     def cancel(self) -> None:
         """End it: `run` raises `SandboxDeadError` in its thread."""
@@ -183,9 +201,9 @@ class Call:
         if made is not None:
             made.close()
 
-    def _run(self, deadline: Deadline) -> ExecResult:
+    def _run(self) -> ExecResult:
         for last in (False, True):
-            with self._pool._lineage.hold(deadline) as zygote:
+            with self._pool._lineage.hold(self.deadline) as zygote:
                 began = time.monotonic()
                 try:
                     made = zygote.fork(CODE, HANDLER, **self._pool._limits)
@@ -203,50 +221,41 @@ class Call:
         with self._pool._lock:
             self._made = made
             if self._cancelled:
-                raise cancelled()
+                raise SandboxDeadError("the call was cancelled")
 
     def _exchange(self, made: Function, began: float) -> ExecResult:
         left = None if self._timeout is None else max(0.001, self._timeout - (time.monotonic() - began))
-        value, text, raised, ended, timed_out = None, None, None, None, False
-        stats: Stats | None = None
+        value, text, raised, ended, failure = None, None, None, None, None
         try:
             _, answer = made._channel.invoke(self._request, {}, left)
             value, text, raised = read_answer(answer)
         except InvocationError as error:
-            if error.kind == "init":  # before the snippet
-                raise ZygoteError(f"the snippets' runtime cannot be imported: {error}") from None
+            if error.kind == "init":  # nothing of the snippet has run yet
+                raise ZygoteError(f"the runtime of snippets cannot be imported: {error}") from None
             raised = Raised(error.name, str(error), error.traceback)
         except (SandboxDeadError, DeadlineError, ProtocolError) as error:
-            wall = time.monotonic() - began
-            if self._cancelled:
-                raise cancelled() from None
-            stats = made.stats()  # before what is left of it is removed
-            failure = made._failure(error)
-            timed_out = failure.kind == "timeout"
-            ended = f"timed out after {self._timeout} s" if timed_out else str(failure)
-        else:
-            wall = time.monotonic() - began
-        usage = _usage(stats or made.stats(), wall, timed_out=timed_out)
+            failure = error
+        wall, stats = time.monotonic() - began, made.stats()  # before what is left of it is removed
+        if failure is not None:
+            ended = self._describe(made, failure)
+        usage = ExecUsage(
+            wall_seconds=wall,
+            cpu_seconds=stats.cpu_usec / 1e6,
+            peak_memory=stats.memory_peak_bytes,
+            oom_killed=stats.oom_kills > 0,
+            timed_out=isinstance(failure, DeadlineError),
+        )
         return ExecResult(made.output, "", value, text, raised, ended, False, usage)
+
+    def _describe(self, made: Function, failure: Exception) -> str:
+        if isinstance(failure, DeadlineError):
+            return f"timed out after {self._timeout} s"
+        return str(made._failure(failure)).replace("the handler", "the snippet")
 
 
 def closed() -> ZygoteError:
     """Return what is raised by a pool that is closed."""
     return ZygoteError("the pool is closed")
-
-
-def cancelled() -> SandboxDeadError:
-    """Return what is raised by a call that was cancelled."""
-    return SandboxDeadError("the call was cancelled")
-
-
-def late(size: int) -> DeadlineError:
-    """Return what is raised when a turn has not come in time."""
-    return DeadlineError(f"no turn in time: {size} calls were running")
-
-
-def _usage(stats: Stats, wall: float, *, timed_out: bool) -> ExecUsage:
-    return ExecUsage(wall, stats.cpu_usec / 1e6, stats.memory_peak_bytes, stats.oom_kills > 0, timed_out)
 
 
 def _request(source: Any, inputs: Any, filename: Any) -> bytes:
