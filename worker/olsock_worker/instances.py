@@ -6,7 +6,7 @@ import asyncio
 import enum
 import os
 from time import monotonic, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -53,8 +53,19 @@ class RequestMeta(msgspec.Struct):
     deadline_ms: int  # Unix time
 
 
-class _ReadyMeta(msgspec.Struct, forbid_unknown_fields=True):
-    init_ms: float
+_Module = Annotated[str, msgspec.Meta(max_length=256)]
+_Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+ImportRow = tuple[_Module, _Module, _Milliseconds, _Milliseconds, _Bytes]
+"""What a sandbox says about an import: module, top-level package, own and whole milliseconds, bytes. It may be a lie."""
+
+
+class ReadyMeta(msgspec.Struct, forbid_unknown_fields=True):
+    """Metadata of a READY frame."""
+
+    init_ms: _Milliseconds
+    imports: Annotated[list[ImportRow], msgspec.Meta(max_length=500)] = []
+    used: Annotated[list[_Module], msgspec.Meta(max_length=64)] = []  # preloaded packages that the handler refers to
 
 
 class _ReplyMeta(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,7 +83,7 @@ class HandlerError(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_ready = msgspec.json.Decoder(_ReadyMeta).decode
+_decode_ready = msgspec.json.Decoder(ReadyMeta).decode
 _decode_reply = msgspec.json.Decoder(_ReplyMeta).decode
 _decode_error = msgspec.json.Decoder(HandlerError).decode
 
