@@ -16,6 +16,7 @@ from olsock.errors import (
 )
 from olsock.function import Function
 from olsock.pipes import DEVNULL, PIPE, STDOUT
+from olsock.readiness import Imported, Ready
 from olsock.results import CommandError, Completed, Usage
 from olsock.sandbox import Process, Sandbox
 from olsock.spec import Bind
@@ -30,11 +31,13 @@ __all__ = [
     "Completed",
     "DeadlineError",
     "Function",
+    "Imported",
     "InvocationError",
     "KernelError",
     "OlsockError",
     "Process",
     "ProtocolError",
+    "Ready",
     "Sandbox",
     "SandboxDeadError",
     "SpecError",

@@ -18,20 +18,15 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from olsock import packets
+from olsock import packets, readiness
 from olsock.deadline import Deadline
 from olsock.errors import DeadlineError, InvocationError, OlsockError, ProtocolError, SandboxDeadError
+from olsock.readiness import Ready
 from olsock.runtime import wire
 
 MAX_REPLY = 16 * 1024 * 1024
 FAULT_SIZE = 256  # sizeof(struct ols_err)
 CHUNK = 64 * 1024
-
-
-class ReadyMeta(msgspec.Struct):
-    """Metadata of READY."""
-
-    init_ms: float
 
 
 class ReplyMeta(msgspec.Struct):
@@ -50,7 +45,6 @@ class ErrorMeta(msgspec.Struct):
     traceback: str = ""
 
 
-_ready = msgspec.json.Decoder(ReadyMeta).decode
 _reply = msgspec.json.Decoder(ReplyMeta).decode
 _error = msgspec.json.Decoder(ErrorMeta).decode
 
@@ -78,7 +72,7 @@ class Channel:
         self._parser = wire.Parser(wire.FROM_BOX, max_reply + wire.MAX_META + wire.META.size)
         self._frames: deque[tuple[int, int, int, bytes]] = deque()
         self._started = False
-        self._ready: dict[str, Any] | None = None
+        self._ready: Ready | None = None
         self._condemned = ""  # why
         self._aux = aux
         self._poll = select.poll()
@@ -101,7 +95,7 @@ class Channel:
         with _Turn(self, timeout) as deadline:
             self._await_started(deadline)
 
-    def wait_ready(self, timeout: float | None = None) -> dict[str, Any]:
+    def wait_ready(self, timeout: float | None = None) -> Ready:
         """Wait until the handler is imported; return READY's metadata. Later calls return it again.
 
         Raises `InvocationError` of kind init if the import failed, and `KernelError` if the sandbox's set-up did.
@@ -132,7 +126,7 @@ class Channel:
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
-    def _await_ready(self, deadline: Deadline) -> dict[str, Any]:
+    def _await_ready(self, deadline: Deadline) -> Ready:
         if self._ready is not None:
             return self._ready
         self._await_started(deadline)
@@ -143,9 +137,9 @@ class Channel:
             self._raise_error(payload, init=True)
         if kind != wire.READY:
             self._refuse(f"frame of kind {kind} before READY")
-        meta, _ = self._metadata(payload, _ready, empty=True)
-        self._ready = {"init_ms": meta.init_ms}
-        return self._ready
+        ready: Ready = self._metadata(payload, readiness.decode, empty=True)[0]
+        self._ready = ready
+        return ready
 
     def _await_started(self, deadline: Deadline) -> None:
         if self._started:

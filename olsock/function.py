@@ -19,6 +19,7 @@ from olsock.endpoints import Endpoints, read_tail
 from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError, SpecError
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.owned import Owned
+from olsock.readiness import Ready
 from olsock.rootfs import TASK
 from olsock.runtime import wire
 from olsock.spec import USER, FunctionSpec
@@ -77,6 +78,7 @@ class Function(Owned):
     def _adopt(self, parts: Parts) -> None:
         self._parts = parts
         self._own()
+        self._ready: Ready | None = None
         self._output = bytearray()
         self.spec = parts.spec
         os.set_blocking(parts.ends.log, False)
@@ -94,10 +96,22 @@ class Function(Owned):
 
     def wait_ready(self, timeout: float | None = None) -> float:
         """Wait until the handler's module is imported; return how many milliseconds that took inside."""
+        return self._wait_ready(timeout).init_ms
+
+    @property
+    def ready(self) -> Ready:
+        """What the runtime told of the import: its time, what it imported from packages, what it used of the zygote's.
+
+        Waits for it as `wait_ready` does. The sandbox says this, and may lie.
+        """
+        return self._ready or self._wait_ready(None)
+
+    def _wait_ready(self, timeout: float | None) -> Ready:
         try:
-            return float(self._channel.wait_ready(timeout or self.spec.timeout or INIT_TIMEOUT).get("init_ms", 0.0))
+            self._ready = self._channel.wait_ready(timeout or self.spec.timeout or INIT_TIMEOUT)
         except (SandboxDeadError, DeadlineError, ProtocolError) as e:
             raise self._failure(e) from None
+        return self._ready
 
     def invoke(self, event: Any = None, timeout: float | None = None) -> Any:
         """Call the handler with `event` (anything JSON can hold) and return its result.

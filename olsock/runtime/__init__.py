@@ -2,8 +2,12 @@
 
 wire      frames, shared with the host side (there it is `olsock.runtime.wire`)
 handler   imports a function and answers requests for it
+measure   how long imports take, and which preloaded packages a function uses
+hooks     runs what a function wants done before and after it is forked from a snapshot
 zygote    imports packages, then forks handlers
 reseed    gives a forked child randomness of its own
+lib/      modules that functions may import: olsock_runtime, and AWS's name for it
+exec/     the handler that runs snippets
 
 Inside a sandbox this directory is mounted at /var/runtime and its modules are loaded by path under
 private names (`_olsock_wire`, ...), so that a function may have modules called `wire` or `handler` too.

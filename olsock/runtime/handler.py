@@ -16,21 +16,25 @@ import sys
 import time
 
 TYPE_CHECKING = False
+HERE = os.path.dirname(os.path.abspath(__file__))
 if TYPE_CHECKING or __package__:
-    from olsock.runtime import wire
+    from olsock.runtime import measure, wire
 else:
-    # In a sandbox this file stands alone. Its neighbour is loaded by path and renamed, so that a user's
+    # In a sandbox this file stands alone. Its neighbours are loaded by path and renamed, so that a user's
     # own module called `wire` is found where the user put it.
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    sys.path.insert(0, HERE)
     try:
+        import measure
         import wire
     finally:
         del sys.path[0]
-    sys.modules["_olsock_wire"] = sys.modules.pop("wire")
+    for _name in ("measure", "wire"):
+        sys.modules[f"_olsock_{_name}"] = sys.modules.pop(_name)
 
 if TYPE_CHECKING:
     from typing import Any, Callable, NoReturn
 
+LIBRARY = os.path.join(HERE, "lib")  # what functions may import of ours, unless they bring their own
 CHUNK = 64 * 1024
 MAX_TRACEBACK = 32 * 1024
 MAX_MESSAGE = 4 * 1024
@@ -45,6 +49,8 @@ CO_VARARGS = 0x04
 REPLY_META = b'{"status":200,"content_type":"application/json"}'
 REPLY_PREFIX = wire.META.pack(len(REPLY_META)) + REPLY_META
 FIRST_PART = wire.MAX_PAYLOAD - len(REPLY_PREFIX)
+MEASURING = measure.frame()
+OURS = (__file__, os.path.join(HERE, "zygote.py"), os.path.join(HERE, "hooks.py"))
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -142,10 +148,26 @@ def configure(config: dict[str, Any]) -> Callable[..., Any]:
     if "TZ" in env:
         time.tzset()
     code = config["code"]
-    sys.path[:] = [code] + [entry for entry in sys.path if entry != code]
+    sys.path[:] = [code] + [entry for entry in sys.path if entry not in (code, LIBRARY)]
     sys.path += [entry for entry in config.get("path") or () if entry not in sys.path]
+    sys.path.append(LIBRARY)
     os.chdir(config.get("cwd") or code)
     return load(config["handler"])
+
+
+def initialise(config: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Do what `configure` does; return the handler, and what READY tells about the import but its time."""
+    measure.start(config.get("path") or (), config["code"])
+    try:
+        function = configure(config)
+    finally:
+        imports, used = measure.stop(), measure.used()
+    told: dict[str, Any] = {}
+    if imports:
+        told["imports"] = imports
+    if used:
+        told["used"] = used
+    return function, told
 
 
 def describe(error: BaseException, kind: str) -> bytes:
@@ -181,6 +203,11 @@ def _format(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and _is_plumbing(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
+    at = frames
+    while at is not None:
+        while at.tb_next is not None and at.tb_next.tb_frame.f_code is MEASURING:
+            at.tb_next = at.tb_next.tb_next
+        at = at.tb_next
     text = _plain("".join(traceback.format_exception(type(error), error, frames)))
     if len(text) > MAX_TRACEBACK:
         half = MAX_TRACEBACK // 2 - 16
@@ -194,7 +221,7 @@ def _plain(text: str) -> str:
 
 
 def _is_plumbing(filename: str) -> bool:
-    return filename == __file__ or filename.startswith("<frozen importlib") or "/asyncio/" in filename
+    return filename in OURS or filename.startswith("<frozen importlib") or "/asyncio/" in filename
 
 
 def move_away(fd: int, numbers: tuple[int, ...]) -> int:
@@ -390,7 +417,7 @@ class Server:
         try:
             meta, _ = wire.split(payload)
             self.config = json.loads(meta)
-            self.function = configure(self.config)
+            self.function, told = initialise(self.config)
             self.context = wants_context(self.function)
         except BaseException as error:
             self.leave_if_forked(error)
@@ -399,7 +426,8 @@ class Server:
             os._exit(1)
         self.leave_if_forked(None)
         self.streams.flush()
-        ready = _encode({"init_ms": round((time.perf_counter() - began) * 1000, 3)})
+        told["init_ms"] = round((time.perf_counter() - began) * 1000, 3)
+        ready = _encode(told)
         self.channel.send(wire.message(wire.READY, 0, ready.encode()))
 
     def answer(self, request: int, payload: bytes) -> None:

@@ -24,6 +24,7 @@ from olsock.errors import (
     ProtocolError,
     SandboxDeadError,
 )
+from olsock.readiness import Ready
 from olsock.runtime import wire
 
 pytestmark = pytest.mark.unit
@@ -72,8 +73,8 @@ def error(kind: str, request: int, **fields: object) -> bytes:
 
 def test_ready_then_replies(pair: Pair) -> None:
     pair.peer.sendall(READY)
-    assert pair.channel.wait_ready(SOON) == {"init_ms": 1.5}
-    assert pair.channel.wait_ready(0) == {"init_ms": 1.5}
+    assert pair.channel.wait_ready(SOON) == Ready(1.5)
+    assert pair.channel.wait_ready(0) == Ready(1.5)
     for body in (b"1", b"", b'"two"'):
         answers = threading.Thread(
             daemon=True, target=lambda body=body: pair.peer.recv(65536) and pair.peer.sendall(reply(body))
@@ -172,6 +173,16 @@ FOUL_FIRST = {
     "metadata that lies about its length": wire.frame(wire.READY, 0, wire.META.pack(2**32 - 1) + b"{}"),
     "metadata is no object": wire.message(wire.READY, 0, b"[]"),
     "metadata is no JSON": wire.message(wire.READY, 0, b"{"),
+    "ready with an unknown field": wire.message(wire.READY, 0, b'{"init_ms":1,"x":2}'),
+    "time below nothing": wire.message(wire.READY, 0, b'{"init_ms":-1}'),
+    "import of three": wire.message(wire.READY, 0, b'{"init_ms":1,"imports":[["a","a",1]]}'),
+    "import of six": wire.message(wire.READY, 0, b'{"init_ms":1,"imports":[["a","a",1,1,1,1]]}'),
+    "import with a break": wire.message(wire.READY, 0, b'{"init_ms":1,"imports":[["a\\nb","a",1,1,1]]}'),
+    "imports without end": wire.message(
+        wire.READY, 0, b'{"init_ms":1,"imports":[%s["a","a",1,1,1]]}' % (b'["a","a",1,1,1],' * 500)
+    ),
+    "use of a number": wire.message(wire.READY, 0, b'{"init_ms":1,"used":[1]}'),
+    "use of a submodule": wire.message(wire.READY, 0, b'{"init_ms":1,"used":["a.b"]}'),
     "number is a string": wire.message(wire.READY, 0, b'{"init_ms":"1"}'),
     "NaN": wire.message(wire.READY, 0, b'{"init_ms":NaN}'),
     "short fault": wire.frame(wire.FAULT, 0, bytes(255)),

@@ -139,7 +139,8 @@ def test_every_interpreter(python: str, tmp_path: Path) -> None:
             """
         )
         ready = made.channel.wait_ready(SOON)
-        assert ready["init_ms"] > 0
+        assert ready.init_ms > 0
+        assert not ready.imports and not ready.used
         event, request, version = made.invoke({"x": [1, None, "é\ud800"]}, id="r-1")
         assert (event, request) == ({"x": [1, None, "é\ud800"]}, "r-1")
         assert f"python{version[0]}.{version[1]}" in python
@@ -197,7 +198,7 @@ def test_few_modules_are_loaded(python: str, tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        own = {"__future__", "_olsock_main", "_olsock_wire", "f"}
+        own = {"__future__", "_olsock_main", "_olsock_measure", "_olsock_wire", "f"}
         assert loaded - set(bare.stdout.split()) == own
         assert not loaded & {"asyncio", "threading", "socket", "_socket", "logging", "traceback", "inspect", "typing"}
     finally:
@@ -827,7 +828,7 @@ class Zygote:
     def __init__(self, folder: Path, python: str = sys.executable) -> None:
         home = folder / "runtime"
         home.mkdir()
-        for name in ("wire.py", "handler.py", "zygote.py", "reseed.py"):
+        for name in ("wire.py", "handler.py", "measure.py", "zygote.py", "reseed.py"):
             shutil.copy(RUNTIME / name, home)
         (home / "_fork.py").write_text(FORK_DOUBLE)
         self.packages = folder / "packages"
@@ -943,7 +944,7 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
             text=True,
             check=True,
         )
-        own = {"__future__", "f", *(f"_olsock_{name}" for name in ("main", "wire", "handler", "reseed", "fork"))}
+        own = {"__future__", "f", *(f"_olsock_{name}" for name in ("main", "wire", "handler", "measure", "reseed", "fork"))}
         assert loaded - set(bare.stdout.split()) == own
         assert not loaded & {"asyncio", "threading", "socket", "logging", "traceback", "inspect", "typing"}
     finally:
