@@ -182,16 +182,19 @@ class Call:
                 if pool._closed:
                     raise closed()
                 pool._calls.add(self)
-            return self._run()
+            result = self._run()
         except (OlsockError, OSError):
-            if self._cancelled:  # whatever it was, it came of that
-                raise SandboxDeadError("the call was cancelled") from None
-            raise
+            if not self._cancelled:
+                raise
+        else:
+            if not self._cancelled:
+                return result
         finally:
             with pool._lock:
                 pool._calls.discard(self)
                 pool._lock.notify_all()
             pool._turns.give_back()
+        raise SandboxDeadError("the call was cancelled")  # whatever came of it
 
     def cancel(self) -> None:
         """End it: `run` raises `SandboxDeadError` in its thread."""
