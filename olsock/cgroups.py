@@ -289,6 +289,13 @@ class Group:
             oom_kills=self.oom_kills(),
         )
 
+    def open_memory(self) -> int | None:
+        """Return a new fd of a file with the bytes charged now, read with pread; None where nothing counts them."""
+        index = self._host.index.get("memory")
+        if index is None:
+            return None
+        return self._open("memory.usage_in_bytes" if index else "memory.current", os.O_RDONLY, index)
+
     def open_freeze(self) -> int:
         """Return a new fd: "1" or "0" written to it freezes or thaws, whoever holds it."""
         return self._open("cgroup.freeze", os.O_WRONLY)

@@ -39,6 +39,7 @@ class Handles:
     kill: int  # cgroup.kill: "1"
     events: int  # cgroup.events, opened for this receiver: the poll state belongs to the open file
     memory_events: int | None  # None where memory is limited by cgroup v1, which has no such file
+    memory: int | None  # bytes charged now, as text; None without a memory controller
     log: int  # read end of stdout and stderr
     pidfd: int  # readable when the handler has ended
 
@@ -189,12 +190,13 @@ class Function(Owned):
             for fd in (self._parts.ends.channel.fileno(), self._parts.ends.log, self._parts.pidfd):
                 opened.append(os.dup(fd))
             opened += [leaf.open_freeze(), leaf.open_kill(), leaf.open_events()]
-            memory_events = leaf.open_memory_events()
+            optional = [leaf.open_memory_events(), leaf.open_memory()]
         except BaseException:
             process.close_all(*opened)
             raise
         channel, log, pidfd, freeze, kill, events = opened
-        return Handles(channel, freeze, kill, events, memory_events, log, pidfd)
+        memory_events, memory = optional
+        return Handles(channel, freeze, kill, events, memory_events, memory, log, pidfd)
 
     def _end(self) -> None:
         try:

@@ -373,6 +373,22 @@ class TestFreezing:
         finally:
             os.close(fd)
 
+    def test_what_is_charged_is_read_again_and_again_from_one_file(self, leaf: Leaf) -> None:
+        fd = leaf.open_memory()
+        assert fd is not None
+        try:
+            leaf.set(Limits(memory=256 * MIB, swap=0))
+            before = int(os.pread(fd, 64, 0))
+            with Child("block = b'x' * (32 << 20)\n" + SLEEPER) as child:
+                leaf.adopt(child.pid)
+                child.go()
+                assert eventually(lambda: int(os.pread(fd, 64, 0)) - before >= 32 * MIB)
+            assert eventually(lambda: int(os.pread(fd, 64, 0)) - before < 16 * MIB)
+            with pytest.raises(OSError):
+                os.pwrite(fd, b"0", 0)
+        finally:
+            os.close(fd)
+
 
 class TestEnding:
     def test_waiting_for_an_empty_leaf(self, leaf: Leaf) -> None:

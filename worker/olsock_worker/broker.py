@@ -242,10 +242,10 @@ class Broker:
         """Give the front what it needs to run and to stop the instance, and nothing that could reach beyond it."""
         handles = function.handles()
         fds = [handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd]
-        if handles.memory_events is not None:
-            fds.append(handles.memory_events)
+        events, memory = handles.memory_events, handles.memory
+        fds += [fd for fd in (events, memory) if fd is not None]
         try:
-            self._send(Started(request, number, forked, handles.memory_events is not None), tuple(fds))
+            self._send(Started(request, number, forked, events is not None, memory is not None), tuple(fds))
         finally:
             broker_protocol.close_all([*fds, handles.events])
 

@@ -85,12 +85,16 @@ class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=True):
-    """An instance is there. Descriptors: channel, freeze, kill, log, pidfd; with `events` also memory.events."""
+    """An instance is there. Descriptors: channel, freeze, kill, log, pidfd; with `events` also memory.events.
+
+    With `memory` there is one more, read-only, of the file that says how many bytes are charged to it.
+    """
 
     id: int
     instance: int
     zygote: bool
     events: bool
+    memory: bool = False
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=True):

@@ -95,7 +95,7 @@ class Fleet:
             self._starting.discard(starting)
             instance = Instance(
                 reply.instance,
-                Handles(*fds),
+                Handles.of(fds, reply.events, reply.memory),
                 starting.function,
                 starting.deployment,
                 reply.zygote,

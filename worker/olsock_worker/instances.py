@@ -1,4 +1,4 @@
-"""One sandbox as the front sees it: six descriptors and a state. Everything it sends is taken for hostile."""
+"""One sandbox as the front sees it: a few descriptors and a state. Everything it sends is taken for hostile."""
 
 from __future__ import annotations
 
@@ -97,6 +97,13 @@ class Handles(msgspec.Struct, frozen=True):
     log: int
     pidfd: int
     events: int = -1  # memory.events, where the host has it
+    memory: int = -1  # how many bytes are charged to it
+
+    @classmethod
+    def of(cls, fds: list[int], events: bool, memory: bool) -> Handles:
+        """Name the descriptors of a `Started` message."""
+        channel, freeze, kill, log, pidfd, *rest = fds
+        return cls(channel, freeze, kill, log, pidfd, rest.pop(0) if events else -1, rest.pop(0) if memory else -1)
 
 
 class Instance:
@@ -344,7 +351,7 @@ class Instance:
         """Let go of every descriptor."""
         self.detach()
         handles = self._handles
-        for fd in (handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd, handles.events):
+        for fd in (handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd, handles.events, handles.memory):
             if fd >= 0:
                 os.close(fd)
 
