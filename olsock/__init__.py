@@ -1,6 +1,6 @@
 """Lean sandboxes for Python functions: isolated by default, forked from warm interpreters in about a millisecond.
 
-Names are re-exported here; they live in olsock.sandbox, olsock.zygote, olsock.function and olsock.errors.
+Names are re-exported here; they live in olsock.sandbox, olsock.zygote, olsock.function, olsock.packages and olsock.errors.
 """
 
 from olsock.errors import (
@@ -15,6 +15,7 @@ from olsock.errors import (
     ZygoteError,
 )
 from olsock.function import Function
+from olsock.packages import Closure, Lock, PackageError, PackageStore
 from olsock.pipes import DEVNULL, PIPE, STDOUT
 from olsock.readiness import Imported, Ready
 from olsock.results import CommandError, Completed, Usage
@@ -27,6 +28,7 @@ __all__ = [
     "PIPE",
     "STDOUT",
     "Bind",
+    "Closure",
     "CommandError",
     "Completed",
     "DeadlineError",
@@ -34,7 +36,10 @@ __all__ = [
     "Imported",
     "InvocationError",
     "KernelError",
+    "Lock",
     "OlsockError",
+    "PackageError",
+    "PackageStore",
     "Process",
     "ProtocolError",
     "Ready",
