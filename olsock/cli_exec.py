@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 @click.command("exec")
 @click.option("--import", "imports", multiple=True, metavar="MODULE", help="Import before it starts. May be repeated.")
 @click.option("--package-dir", "packages", multiple=True, metavar="DIR", help="Installed packages. May be repeated.")
+@click.option("--require", "requirements", multiple=True, metavar="REQ", help="Install, such as 'pandas>=2'.")
+@click.option("--store", metavar="DIR", help="Where what is required is installed, and kept for the next time.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=JSON", help="Set a variable. May be repeated.")
-@click.option("--python", metavar="PATH", help="Interpreter (CPython 3.9 or later).  [default: olsock's own]")
+@click.option("--python", metavar="PATH", help="Interpreter, or a name such as python3.12.  [default: olsock's own]")
 @click.option("--timeout", type=float, metavar="SECONDS", callback=seconds, help="End it after that long (status 124).")
 @click.option("--memory", metavar="SIZE", help="Memory limit, such as 64M.  [default: 256M]")
 @click.option("--cpus", type=float, metavar="N", help="CPUs' worth of time, such as 0.5.  [default: no limit]")
@@ -37,6 +39,7 @@ def command(
     file: str,
     imports: tuple[str, ...],
     packages: tuple[str, ...],
+    requirements: tuple[str, ...],
     inputs: tuple[str, ...],
     timeout: float | None,
     as_json: bool,
@@ -60,7 +63,7 @@ def command(
     from olsock.python_pool import PythonPool
 
     given = {name: value for name, value in options.items() if value is not None}
-    with PythonPool(imports, packages=packages, size=1, **given) as pool:
+    with PythonPool(imports, packages=packages, requirements=requirements, size=1, **given) as pool:
         result = pool.exec(source, variables, timeout, filename="<stdin>" if file == "-" else file)
     if as_json:
         click.echo(json.dumps({**dataclasses.asdict(result), "ok": result.ok}))

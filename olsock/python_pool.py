@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import keyword
+import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import Any
 
-from olsock import rootfs
+from olsock import interpreters, rootfs
+from olsock._core import process
 from olsock.deadline import Deadline
 from olsock.errors import (
     DeadlineError,
@@ -26,11 +29,12 @@ from olsock.errors import (
     SpecError,
     ZygoteError,
 )
-from olsock.function import Function
+from olsock.function import LOG_LIMIT, Function
 from olsock.lineage import Lineage
 from olsock.owned import Owned
-from olsock.snippets import ExecResult, ExecUsage, Raised, read_answer
-from olsock.spec import FunctionSpec, Network, PathLike, Size
+from olsock.packages import PackageStore
+from olsock.snippets import Answer, ExecResult, ExecUsage, Raised, read_answer
+from olsock.spec import FunctionSpec, Network, PathLike, Size, ZygoteSpec
 from olsock.turns import Turns
 from olsock.zygote import Zygote
 
@@ -41,16 +45,20 @@ MAX_REQUEST = 16 * 1024 * 1024
 """Bytes of source and inputs together, as JSON."""
 MAX_SIZE = 1024
 LONGEST = 86400.0
+CUT = "[... cut ...]\n"
 END_TIMEOUT = 30.0  # for running calls to leave, once they were cancelled
 
 
 class PythonPool(Owned):
     """Runs Python text in sandboxes that are used once.
 
-    `imports` are modules that snippets find imported already, `packages` directories of installed packages. `size` calls
-    run at one time, and as many sandboxes are kept ready; `queue` more may wait. `memory` (with /tmp), `cpus`, `pids` and
-    `tmpfs_size` hold for each sandbox, `zygote_memory` for what they are forked from. `import_timeout` is in seconds.
-    Raises `ZygoteError` for imports that fail. Safe to use from several threads.
+    `imports` are modules that snippets find imported already. They come from `packages`, directories of installed
+    packages, and from `requirements` such as "pandas>=2", which are resolved and installed into `store` (a `PackageStore`,
+    or the directory of one). `python` is a path or a name such as "python3.12"; None is the interpreter of this process.
+
+    `size` calls run at one time, and as many sandboxes are kept ready; `queue` more may wait. `memory` (with /tmp), `cpus`,
+    `pids` and `tmpfs_size` hold for each sandbox, `zygote_memory` for what they are forked from. `import_timeout` is in
+    seconds. Raises `ZygoteError` for imports that fail, and `PackageError`. Safe to use from several threads.
     """
 
     def __init__(
@@ -59,7 +67,9 @@ class PythonPool(Owned):
         *,
         size: int = 8,
         queue: int = 1024,
-        packages: Iterable[PathLike] = (),
+        packages: Sequence[PathLike] = (),
+        requirements: Sequence[str] = (),
+        store: PackageStore | PathLike | None = None,
         python: PathLike | None = None,
         memory: Size | None = "256M",
         cpus: float | None = None,
@@ -82,16 +92,21 @@ class PythonPool(Owned):
         self._turns = Turns(size, _whole(queue, "queue", 0, 1 << 20))
         self._lock = threading.Condition()
         self._calls: set[Call] = set()
+        python = python if python is None or os.sep in os.fspath(python) else interpreters.get(python).path
+        names = [MODULE, *imports] if not isinstance(imports, str | bytes) else imports
         options: dict[str, Any] = {
-            "packages": [*packages, CODE],
             "python": python,
             "network": network,
             "memory": zygote_memory,
             "timeout": import_timeout,
             "spare": size,
         }
-        names = [MODULE, *imports] if not isinstance(imports, str | bytes) else imports
-        self._lineage = Lineage(lambda: Zygote(names, **options))
+        ZygoteSpec.parse(names, packages, **options)
+        with ExitStack() as stack:
+            installed = _install(requirements, store, python, stack) if requirements else []
+            options["packages"] = [*installed, *packages, CODE]
+            self._lineage = Lineage(lambda: Zygote(names, **options))
+            self._held = stack.pop_all()  # the closure, for successors too
         self._own()
 
     def exec(
@@ -151,6 +166,7 @@ class PythonPool(Owned):
         with self._lock:
             self._lock.wait_for(lambda: not self._calls, END_TIMEOUT)
         self._lineage.close()
+        self._held.close()
 
 
 class Call:
@@ -228,19 +244,23 @@ class Call:
 
     def _exchange(self, made: Function, began: float) -> ExecResult:
         left = None if self._timeout is None else max(0.001, self._timeout - (time.monotonic() - began))
-        value, text, raised, ended, failure = None, None, None, None, None
+        answer, ended, failure = Answer(None, None, False, None), None, None
         try:
-            _, answer = made._channel.invoke(self._request, {}, left)
-            value, text, raised = read_answer(answer)
+            _, body = made._channel.invoke(self._request, {}, left)
+            answer = read_answer(body)
         except InvocationError as error:
             if error.kind == "init":  # nothing of the snippet has run yet
                 raise ZygoteError(f"the runtime of snippets cannot be imported: {error}") from None
-            raised = Raised(error.name, str(error), error.traceback)
+            answer = Answer(None, None, False, Raised(error.name, str(error), error.traceback))
         except (SandboxDeadError, DeadlineError, ProtocolError) as error:
             failure = error
-        wall, stats = time.monotonic() - began, made.stats()  # before what is left of it is removed
-        if failure is not None:
-            ended = self._describe(made, failure)
+        wall, stats = time.monotonic() - began, made.stats()
+        if isinstance(failure, DeadlineError):
+            ended = f"timed out after {self._timeout} s"
+        elif failure is not None:
+            ended = str(made._failure(failure)).replace("the handler", "the snippet")
+        made._parts.leaf.kill()  # what it has left behind may print as long as it lives
+        process.wait_readable(made._parts.pidfd, END_TIMEOUT)
         usage = ExecUsage(
             wall_seconds=wall,
             cpu_seconds=stats.cpu_usec / 1e6,
@@ -248,17 +268,34 @@ class Call:
             oom_killed=stats.oom_kills > 0,
             timed_out=isinstance(failure, DeadlineError),
         )
-        return ExecResult(made.output, "", value, text, raised, ended, False, usage)
+        stdout, out_cut = _printed(made.output)
+        stderr, err_cut = _printed("")
+        truncated = answer.truncated or out_cut or err_cut
+        return ExecResult(stdout, stderr, answer.value, answer.repr, answer.exception, ended, truncated, usage)
 
-    def _describe(self, made: Function, failure: Exception) -> str:
-        if isinstance(failure, DeadlineError):
-            return f"timed out after {self._timeout} s"
-        return str(made._failure(failure)).replace("the handler", "the snippet")
+
+def _printed(text: str) -> tuple[str, bool]:
+    """What was kept of a stream, and whether that is only its end, which is marked then."""
+    if len(text.encode()) < LOG_LIMIT:
+        return text, False
+    return f"{CUT}{text}", True
 
 
 def closed() -> ZygoteError:
     """Return what is raised by a pool that is closed."""
     return ZygoteError("the pool is closed")
+
+
+def _install(
+    requirements: Sequence[str], store: PackageStore | PathLike | None, python: PathLike | None, stack: ExitStack
+) -> list[str]:
+    """Return the directory of what requirements mean, held until `stack` is closed."""
+    if store is None:
+        raise SpecError("store", None, "a PackageStore or a directory, to install the requirements into")
+    if not isinstance(store, PackageStore):
+        store = stack.enter_context(PackageStore(store))
+    closure = stack.enter_context(store.install(store.resolve(requirements, python), python))
+    return [closure.directory]
 
 
 def _request(source: Any, inputs: Any, filename: Any) -> bytes:

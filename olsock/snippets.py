@@ -87,14 +87,25 @@ class _Error(msgspec.Struct):
 class _Answer(msgspec.Struct):
     value: msgspec.Raw = msgspec.Raw(b"null")
     repr: str | None = None
+    truncated: bool = False
     error: _Error | None = None
 
 
 _answer = msgspec.json.Decoder(_Answer).decode
 
 
-def read_answer(data: bytes) -> tuple[object, str | None, Raised | None]:
-    """Return value, repr and exception from an answer of a sandbox; `ProtocolError` if it is not one."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a sandbox says that its snippet came to."""
+
+    value: Any
+    repr: str | None
+    truncated: bool
+    exception: Raised | None
+
+
+def read_answer(data: bytes) -> Answer:
+    """Check and read what a sandbox has answered; `ProtocolError` if it is no answer."""
     if len(data) > MAX_ANSWER:
         raise ProtocolError(f"an answer of {len(data)} bytes; at most {MAX_ANSWER} are taken")
     try:
@@ -104,4 +115,4 @@ def read_answer(data: bytes) -> tuple[object, str | None, Raised | None]:
         raise ProtocolError(f"the answer is not one: {error}") from None
     found = answer.error
     raised = None if found is None else Raised(found.type, found.message, found.traceback)
-    return value, answer.repr, raised
+    return Answer(value, answer.repr, answer.truncated, raised)

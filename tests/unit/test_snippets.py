@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olsock.errors import ProtocolError
-from olsock.snippets import MAX_ANSWER, ExecError, ExecResult, ExecUsage, Raised, read_answer
+from olsock.snippets import MAX_ANSWER, Answer, ExecError, ExecResult, ExecUsage, Raised, read_answer
 
 pytestmark = pytest.mark.unit
 
@@ -34,12 +34,12 @@ def result(**changes: Any) -> ExecResult:
 @given(VALUES)
 def test_values_come_as_they_were(value: Any) -> None:
     answer = json.dumps({"value": value, "repr": repr(value), "error": None}).encode()
-    assert read_answer(answer) == (value, repr(value), None)
+    assert read_answer(answer) == Answer(value, repr(value), False, None)
 
 
 def test_an_exception() -> None:
     answer = {"value": None, "repr": None, "error": {"type": "KeyError", "message": "'x'", "traceback": "Traceback"}}
-    assert read_answer(json.dumps(answer).encode()) == (None, None, Raised("KeyError", "'x'", "Traceback"))
+    assert read_answer(json.dumps(answer).encode()) == Answer(None, None, False, Raised("KeyError", "'x'", "Traceback"))
 
 
 @pytest.mark.parametrize(
@@ -52,6 +52,7 @@ def test_an_exception() -> None:
         b"{",
         b'{"repr": 5}',
         b'{"repr": ["text"]}',
+        b'{"truncated": 1}',
         b'{"error": "text"}',
         b'{"error": {"type": "x", "message": "x"}}',
         b'{"error": {"type": 1, "message": "x", "traceback": ""}}',
