@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import json
 import os
 import resource
@@ -26,25 +25,12 @@ from olsock import runtime
 from olsock.channel import Channel
 from olsock.errors import InvocationError, SandboxDeadError
 from olsock.runtime import wire
+from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
 
 RUNTIME = Path(runtime.__file__).parent
 SOON = 20.0
-VERSIONS = ["3.9", "3.10", "3.11", "3.12", "3.13", "3.14"]
-
-
-@functools.cache
-def interpreter(version: str) -> str | None:
-    """Find an interpreter of a version: on the path, or installed by pyenv."""
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [str(path) for path in sorted(root.glob(f"{version}.*/bin/python{version}"))]
-    on_path = shutil.which(f"python{version}")
-    for candidate in [*found, *([on_path] if on_path else [])]:
-        done = subprocess.run([candidate, "-c", "import ssl"], capture_output=True, check=False)  # no broken shim
-        if done.returncode == 0:
-            return candidate
-    return None
 
 
 @pytest.fixture(params=VERSIONS)
@@ -245,6 +231,71 @@ def test_environment_path_and_directory(box: Box, tmp_path: Path) -> None:
     )
     code = str(box.code)
     assert box.invoke() == ["é=1", str(work), "code", "packages", "json", code, "XYZ", True]
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def test_ready_tells_what_was_imported_from_packages(python: str, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    (packages / "pkg").mkdir(parents=True)
+    (packages / "pkg" / "__init__.py").write_text("from pkg import part")
+    (packages / "pkg" / "part.py").write_text("import time; time.sleep(0.01)")
+    (packages / "later.py").write_text("")
+    made = Box(tmp_path / "code", python)
+    try:
+        source = """
+        import csv, pkg, sys
+        def f(event):
+            import later
+            return sys.modules["_frozen_importlib"]._load_unlocked.__module__
+        """
+        made.start(source, path=[str(packages)])
+        ready = made.channel.wait_ready(SOON)
+        assert [(each.module, each.package) for each in ready.imports] == [("pkg", "pkg"), ("pkg.part", "pkg")]
+        assert 10 <= ready.imports[1].self_ms <= ready.imports[0].total_ms <= ready.init_ms
+        assert not ready.used
+        assert made.invoke() == "_frozen_importlib", "measuring has ended"
+    finally:
+        made.close()
+
+
+def test_measuring_is_not_seen_in_what_fails(python: str, tmp_path: Path) -> None:
+    """A loader that fails by itself is shown with the frames of the import system, of which one would be ours."""
+    made = Box(tmp_path / "code", python)
+    try:
+        made.start(
+            """
+            import importlib.abc, importlib.util, sys
+            class Loader(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+                def find_spec(self, name, path, target=None):
+                    return importlib.util.spec_from_loader(name, self) if name == "made" else None
+                def create_module(self, spec): return None
+                def exec_module(self, module): raise ValueError
+            sys.meta_path.append(Loader())
+            import made
+            """
+        )
+        with pytest.raises(InvocationError) as caught:
+            made.channel.wait_ready(SOON)
+        assert caught.value.traceback.count("in _load_unlocked") == 1, "importlib's own"
+        assert caught.value.traceback.count("in exec_module") == 1 and "measure.py" not in caught.value.traceback
+    finally:
+        made.close()
+
+
+def test_what_functions_may_import_of_ours_comes_last(box: Box, tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "snapshot_restore_py.py").write_text("theirs = True")
+    box.start(
+        """
+        import os, sys, olsock_runtime, snapshot_restore_py
+        def f(event):
+            return [snapshot_restore_py.theirs, sys.path.index(os.path.dirname(olsock_runtime.__file__)) == len(sys.path) - 1]
+        """,
+        path=[str(tmp_path / "packages")],
+    )
+    assert box.invoke() == [True, True]
 
 
 @pytest.mark.parametrize("spec", ["pkg.sub:Outer.inner", "pkg.sub.f"])
@@ -828,7 +879,7 @@ class Zygote:
     def __init__(self, folder: Path, python: str = sys.executable) -> None:
         home = folder / "runtime"
         home.mkdir()
-        for name in ("wire.py", "handler.py", "measure.py", "zygote.py", "reseed.py"):
+        for name in ("wire.py", "handler.py", "hooks.py", "measure.py", "zygote.py", "reseed.py"):
             shutil.copy(RUNTIME / name, home)
         (home / "_fork.py").write_text(FORK_DOUBLE)
         self.packages = folder / "packages"
@@ -944,7 +995,11 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
             text=True,
             check=True,
         )
-        own = {"__future__", "f", *(f"_olsock_{name}" for name in ("main", "wire", "handler", "measure", "reseed", "fork"))}
+        own = {
+            "__future__",
+            "f",
+            *(f"_olsock_{name}" for name in ("main", "wire", "handler", "hooks", "measure", "reseed", "fork")),
+        }
         assert loaded - set(bare.stdout.split()) == own
         assert not loaded & {"asyncio", "threading", "socket", "logging", "traceback", "inspect", "typing"}
     finally:
@@ -985,6 +1040,17 @@ def test_modules_that_start_threads_are_named(zygote: Zygote) -> None:
     answer = zygote.sock.recv(65536)
     assert struct.unpack_from("<Bi", answer) == (1, errno.EBUSY)
     assert b"4 threads" in answer[5:]
+
+
+def test_what_a_zygote_imported_and_its_children_use(zygote: Zygote) -> None:
+    report = zygote.prepare(["big", "small"], big="import json, part", part="def work(): pass", small="")
+    assert {row[0] for row in report["imports"]} == {"big", "part", "small"}
+    assert all(len(row) == 5 for row in report["imports"])
+    used = zygote.fork("import big as b\nfrom part import work\ndef f(event): return 1").wait_ready(SOON)
+    assert used.used == ("big", "part") and not used.imports
+    (zygote.packages / "late.py").write_text("")
+    other = zygote.fork("import late, json\ndef f(event): return 1").wait_ready(SOON)
+    assert not other.used and [each.module for each in other.imports] == ["late"]
 
 
 def test_a_fork_that_fails_harms_nothing(zygote: Zygote) -> None:
