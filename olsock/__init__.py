@@ -1,6 +1,7 @@
 """Lean sandboxes for Python functions: isolated by default, forked from warm interpreters in about a millisecond.
 
-Names are re-exported here; they live in olsock.sandbox, olsock.zygote, olsock.function, olsock.packages and olsock.errors.
+Names are re-exported here; they live in olsock.sandbox, olsock.zygote, olsock.function, olsock.packages,
+olsock.python_pool and olsock.errors.
 """
 
 from olsock.errors import (
@@ -17,9 +18,11 @@ from olsock.errors import (
 from olsock.function import Function
 from olsock.packages import Closure, Lock, PackageError, PackageStore
 from olsock.pipes import DEVNULL, PIPE, STDOUT
+from olsock.python_pool import PythonPool
 from olsock.readiness import Imported, Ready
 from olsock.results import CommandError, Completed, Usage
 from olsock.sandbox import Process, Sandbox
+from olsock.snippets import ExecError, ExecResult
 from olsock.spec import Bind
 from olsock.zygote import Zygote
 
@@ -32,6 +35,8 @@ __all__ = [
     "CommandError",
     "Completed",
     "DeadlineError",
+    "ExecError",
+    "ExecResult",
     "Function",
     "Imported",
     "InvocationError",
@@ -42,6 +47,7 @@ __all__ = [
     "PackageStore",
     "Process",
     "ProtocolError",
+    "PythonPool",
     "Ready",
     "Sandbox",
     "SandboxDeadError",
