@@ -114,8 +114,10 @@ class Command:
 class Box:
     """A running init. Closing it ends every process of its pid namespace."""
 
-    def __init__(self, cloner: Spawner, maps: Sequence[IdMap], leaf: Leaf, *, network: bool) -> None:
-        """Clone the init, born in `leaf`; it waits for `setup`."""
+    def __init__(
+        self, cloner: Spawner, maps: Sequence[IdMap], leaf: Leaf, *, network: bool, inside: Sequence[int] = ()
+    ) -> None:
+        """Clone the init, born in `leaf`; it waits for `setup`. `inside`: see `Spawner.clone`."""
         flags = spawner.ISOLATED | (spawner.NEWNET if network else 0)
         ours, theirs = spawner.channel()
         self._exits: dict[int, Exited] = {}
@@ -127,7 +129,7 @@ class Box:
             tasks: list[int] = []
             try:
                 tasks = leaf.open_tasks()
-                self.pid, self.pidfd = cloner.clone(flags, maps, theirs.fileno(), leaf.fd, tasks)
+                self.pid, self.pidfd = cloner.clone(flags, maps, theirs.fileno(), leaf.fd, tasks, inside)
             except BaseException:
                 self._mailbox.close()
                 raise

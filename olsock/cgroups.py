@@ -10,6 +10,7 @@ has nothing to do.
         <leaf>                      Leaf: one sandbox
         <domain>                    Domain: what belongs together, as one tenant's zygotes and handlers do
             <leaf>
+            <domain>                of a zygote that was forked from one of this domain
 
 Every file is opened by the directory fd of the level above, so that a start resolves no long paths and a leaf
 holds no fd until something asks for one.
@@ -499,6 +500,10 @@ class _Inner(Group):
         """Make the cgroup of one sandbox."""
         return Leaf(self._host, self._level, name)
 
+    def domain(self, name: str) -> Domain:
+        """Make an inner cgroup."""
+        return Domain(self._host, self._level, name)
+
     def _close(self) -> None:
         self._level.close()
         super()._close()
@@ -547,10 +552,6 @@ class Tree(_Inner):
     def gaps(self) -> tuple[str, ...]:
         """What this host's cgroups cannot do, as sentences."""
         return self._host.gaps
-
-    def domain(self, name: str) -> Domain:
-        """Make an inner cgroup."""
-        return Domain(self._host, self._level, name)
 
     def close(self, deadline: float = 10.0) -> None:
         """Kill and remove everything below and the tree itself. Idempotent; a fork of the owner only forgets it."""

@@ -52,8 +52,8 @@ _error = msgspec.json.Decoder(ErrorMeta).decode
 class Channel:
     """Speaks to one handler over `sock`, which stays the caller's to close.
 
-    `aux` is a descriptor to keep empty while waiting (a handler that prints more than its pipe holds would wait for
-    us while we wait for it) and what empties it; that returns False once there is nothing more to come.
+    `aux` are descriptors to keep empty while waiting (a handler that prints more than its pipe holds would wait for
+    us while we wait for it), each with what empties it; that returns False once there is nothing more to come.
 
     After any error but an `InvocationError` about one invocation the channel is condemned: its sandbox can only be
     destroyed. Safe to share between threads, which take turns.
@@ -64,7 +64,7 @@ class Channel:
         sock: socket.socket,
         *,
         max_reply: int = MAX_REPLY,
-        aux: tuple[int, Callable[[], bool]] | None = None,
+        aux: Mapping[int, Callable[[], bool]] | None = None,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
@@ -74,11 +74,11 @@ class Channel:
         self._started = False
         self._ready: Ready | None = None
         self._condemned = ""  # why
-        self._aux = aux
+        self._aux = dict(aux or {})
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        if aux is not None:
-            self._poll.register(aux[0], select.POLLIN)
+        for fd in self._aux:
+            self._poll.register(fd, select.POLLIN)
         self._turn = threading.Lock()
 
     def configure(self, config: Mapping[str, Any], timeout: float | None = 10.0) -> None:
@@ -256,9 +256,9 @@ class Channel:
             for which, _ in ready:
                 if which == fd:
                     found = True
-                elif self._aux is not None and not self._drained(self._aux[1]):
+                elif not self._drained(self._aux[which]):
                     self._poll.unregister(which)
-                    self._aux = None
+                    del self._aux[which]
             if found:
                 return
             if deadline.passed:  # one that prints for ever

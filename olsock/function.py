@@ -6,11 +6,13 @@ import json
 import os
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from olsock import host as hosts
+from olsock import memory
 from olsock._core import mounts, process, seccomp
 from olsock.box import Command, Mounts, Setup, limits
 from olsock.cgroups import Leaf, Stats
@@ -18,6 +20,7 @@ from olsock.channel import Channel
 from olsock.endpoints import Endpoints, read_tail
 from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError, SpecError
 from olsock.interpreter import ENVIRONMENT, Interpreter
+from olsock.memory import Memory
 from olsock.owned import Owned
 from olsock.readiness import Ready
 from olsock.rootfs import TASK
@@ -69,6 +72,9 @@ class Function(Owned):
         spec = FunctionSpec.parse(code=code, handler=handler, **options)
         self._adopt(_start_cold(hosts.current(), spec, Interpreter(spec.python, spec.packages)))
 
+    forked_from: str | None = None
+    """The key of the node of an `olsock.ZygoteTree` that it was forked from."""
+
     @classmethod
     def forked(cls, parts: Parts) -> Self:
         """Take over a handler that a zygote has forked."""
@@ -80,13 +86,19 @@ class Function(Owned):
         self._parts = parts
         self._own()
         self._ready: Ready | None = None
-        self._output = bytearray()
         self.spec = parts.spec
-        os.set_blocking(parts.ends.log, False)
-        self._channel = Channel(parts.ends.channel, aux=(parts.ends.log, self._drain))
+        self._printed = {fd: bytearray() for fd in (parts.ends.log, parts.ends.errors) if fd >= 0}
+        for fd in self._printed:
+            os.set_blocking(fd, False)
+        self._log, self._errors = parts.ends.log, parts.ends.errors
+        self._channel = Channel(parts.ends.channel, aux={fd: partial(self._drain, fd) for fd in self._printed})
 
-    def _drain(self) -> bool:
-        return read_tail(self._parts.ends.log, self._output, LOG_LIMIT)
+    def _drain(self, fd: int) -> bool:
+        return read_tail(fd, self._printed[fd], LOG_LIMIT)
+
+    def _drain_all(self) -> None:
+        for fd in self._printed:
+            self._drain(fd)
 
     def wait_started(self, timeout: float | None = None) -> None:
         """Wait until the sandbox is finished and its runtime runs; the handler's module is imported after that."""
@@ -146,16 +158,25 @@ class Function(Owned):
             status = self._parts.status()
             how = "it is gone" if status is None else describe_status(status)
             found = InvocationError("crash", f"the handler's process ended: {how}")
-        self._drain()
+        self._drain_all()
         self.close()
         return found
 
     @property
     def output(self) -> str:
-        """The end of what the handler has printed so far (64 KiB at most)."""
+        """The end of what the handler has printed so far (64 KiB at most); without stderr if that is separate."""
         if not self._closed:
-            self._drain()
-        return self._output.decode(errors="replace")
+            self._drain_all()
+        return self._printed[self._log].decode(errors="replace")
+
+    @property
+    def errors(self) -> str:
+        """The end of what it has printed on stderr, if its zygote keeps that separate; else empty."""
+        if self._errors < 0:
+            return ""
+        if not self._closed:
+            self._drain_all()
+        return self._printed[self._errors].decode(errors="replace")
 
     @property
     def pid(self) -> int:
@@ -178,6 +199,10 @@ class Function(Owned):
     def stats(self) -> Stats:
         """What the sandbox uses and has used."""
         return self._parts.leaf.stats()
+
+    def memory(self) -> Memory:
+        """What of the memory of its processes is its own, and what it shares (with its zygote, for the most part)."""
+        return memory.measure(self._parts.leaf.pids())
 
     def oom_kills(self) -> int:
         """How many of the sandbox's processes were killed for memory."""
@@ -208,17 +233,21 @@ class Function(Owned):
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     """The first frame to a handler's runtime: what to import. It waits in the channel until there is a runtime."""
-    content = {
-        "code": TASK,
-        "handler": str(spec.handler),
-        "env": {**ENVIRONMENT, **spec.env},
-        "path": interpreter.path,
-        "cwd": TASK,
-    }
-    meta = json.dumps(content).encode()
+    meta = json.dumps(config_of(str(spec.handler), spec.env, interpreter)).encode()
     if len(meta) > wire.MAX_META:
         raise SpecError("env", f"{len(spec.env)} variables", f"all of them within {wire.MAX_META} bytes")
     return wire.message(wire.CONFIG, 0, meta)
+
+
+def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter) -> dict[str, Any]:
+    """What a runtime is told about its function."""
+    return {
+        "code": TASK,
+        "handler": handler,
+        "env": {**ENVIRONMENT, **env},
+        "path": interpreter.path,
+        "cwd": TASK,
+    }
 
 
 def describe_status(status: int) -> str:
@@ -232,13 +261,13 @@ def describe_status(status: int) -> str:
         return f"signal {-code}"
 
 
-def bind_code(directory: str) -> int:
-    """A detached, read-only tree of a function's code."""
+def bind_directory(directory: str, field: str) -> int:
+    """A detached, read-only tree of a function's code or packages."""
     tree = mounts.bind(directory, mounts.RDONLY | mounts.NOSUID | mounts.NODEV, recursive=False)
     others = stat.S_IROTH | stat.S_IXOTH
     if os.fstat(tree).st_mode & others != others:
         os.close(tree)
-        raise SpecError("code", directory, "a directory that other users may read and enter (chmod o+rx)")
+        raise SpecError(field, directory, "a directory that other users may read and enter (chmod o+rx)")
     return tree
 
 
@@ -247,7 +276,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
     program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
     base = host.bases.place(interpreter.recipe(spec.network != "none"))
     over = Mounts.private(spec)
-    code = bind_code(spec.code)
+    code = bind_directory(spec.code, "code")
     try:
         over.tree(TASK, code)
         setup = Setup(

@@ -44,12 +44,12 @@ class Block:
     base: int
     size: int
     _ids: Ids = field(repr=False, compare=False)
-    _number: int = field(repr=False, compare=False)
-    _generation: int = field(repr=False, compare=False)
+    _claims: dict[int, int] = field(repr=False, compare=False)  # number -> generation
 
     def release(self) -> None:
         """Give the block back. Idempotent. The processes that had these ids must have ended."""
-        self._ids._release(self._number, self._generation)
+        for number, generation in self._claims.items():
+            self._ids._release(number, generation)
 
     def __enter__(self) -> Self:
         return self
@@ -70,22 +70,35 @@ class Ids:
         self._reserved: frozenset[int] = frozenset()
         os.register_at_fork(after_in_child=self._forked)
 
-    def claim(self) -> Block:
-        """Claim a block that nobody on this host has."""
+    def claim(self, count: int = 1) -> Block:
+        """Claim a block that nobody on this host has; `count` of them, side by side, as one."""
         with self._lock:
             self._open()
             start = self._next()
-            for step in range(COUNT):
+            claims: dict[int, int] = {}
+            for step in range(COUNT + count - 1):
                 number = (start + step) % COUNT
+                if claims and number == 0:
+                    self._give_back(claims)  # what lies side by side does not go round the end
                 # Our own locks never conflict with each other, so what is ours is remembered beside them.
                 if number in self._reserved or number in self._mine or not self._try_lock(number):
+                    self._give_back(claims)
                     continue
-                # Two processes that read the same number here cost each other a failed try at most.
-                os.pwrite(self._fd, _NEXT.pack((number + 1) % COUNT), 0)
                 self._generation += 1
-                self._mine[number] = self._generation
-                return Block(FIRST + number * SIZE, SIZE, self, number, self._generation)
-        raise KernelError("claim a block of ids", self._path, errno.EUSERS, f"all {COUNT} blocks are in use")
+                claims[number] = self._mine[number] = self._generation
+                if len(claims) == count:
+                    # Two processes that read the same number here cost each other a failed try at most.
+                    os.pwrite(self._fd, _NEXT.pack((number + 1) % COUNT), 0)
+                    return Block(FIRST + min(claims) * SIZE, SIZE * count, self, claims)
+            self._give_back(claims)
+        what = f"all {COUNT} blocks are in use" if count == 1 else f"no {count} blocks side by side that are not in use"
+        raise KernelError("claim a block of ids", self._path, errno.EUSERS, what)
+
+    def _give_back(self, claims: dict[int, int]) -> None:
+        for number in claims:
+            del self._mine[number]
+            _set_lock(self._fd, fcntl.F_UNLCK, number)
+        claims.clear()
 
     def _release(self, number: int, generation: int) -> None:
         with self._lock:
@@ -148,9 +161,9 @@ def reserved(text: str) -> set[int]:
     return blocks
 
 
-def claim() -> Block:
-    """Claim a block of ids for this process."""
-    return _ids.claim()
+def claim(count: int = 1) -> Block:
+    """Claim a block of ids for this process, or `count` of them side by side, as one."""
+    return _ids.claim(count)
 
 
 def _set_lock(fd: int, kind: int, number: int) -> None:

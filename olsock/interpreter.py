@@ -24,6 +24,8 @@ class Interpreter:
         return Recipe(
             prefixes=(rootfs.interpreter_prefix(self.binary),),
             trees=((rootfs.runtime_directory(), RUNTIME), *zip(self.packages, self.path, strict=True)),
+            # There to be mounted over, even where there is none yet: a handler has packages of its own at the same place.
+            points=() if self.packages else ((f"{PACKAGES}/0", True),),
             network=network,
         )
 

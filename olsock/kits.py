@@ -9,13 +9,13 @@ import threading
 from dataclasses import dataclass
 
 from olsock._core import mounts, process
-from olsock.box import SHM_SIZE, Box
-from olsock.cgroups import Domain, Leaf
+from olsock.box import SHM_SIZE
+from olsock.cgroups import Leaf
 from olsock.endpoints import Endpoints
-from olsock.errors import OlsockError
-from olsock.identity import Block
+from olsock.errors import OlsockError, ZygoteError
 from olsock.spec import FunctionSpec, Limits, SandboxSpec
 from olsock.stock import Stock
+from olsock.trust import TrustDomain
 
 CHECK_AFTER = 0.25  # seconds; a handler takes about a millisecond to enter
 FIRST_ID = 1000
@@ -59,9 +59,11 @@ class Kit:
 class Kits:
     """A small stock of kits for one zygote, refilled by a thread after each use."""
 
-    def __init__(self, domain: Domain, box: Box, block: Block, *, spare: int, network: bool) -> None:
-        self._domain, self._box, self._block = domain, box, block
-        self._network = network
+    def __init__(self, domain: TrustDomain, *, spare: int, network: bool, separate_stderr: bool = False) -> None:
+        assert domain.box is not None
+        self._group, self._box, self._room = domain.group, domain.box, domain.room
+        self._network, self._separate_stderr = network, separate_stderr
+        self._last_id = min(LAST_ID, self._room.own - 1)
         self._lock = threading.Lock()
         self._next_id = FIRST_ID
         self._used: set[int] = set()
@@ -77,18 +79,27 @@ class Kits:
 
     def take(self, spec: FunctionSpec) -> Kit:
         """Return a kit with the limits of `spec`, from the stock if there is one that fits."""
-        like = self._like = (spec.limits, (spec.tmpfs_size, spec.tmpfs_inodes))
+        like = self.remember(spec)
         kit = self._stock.take()
         if kit is None:
             return self._make(*like)
         try:
             if kit.tmpfs != like[1]:
-                self._fill(kit, like[1])
+                self.fill(kit, like[1])
             kit.leaf.set(spec.limits)
         except BaseException:
             kit.release()
             raise
         return kit
+
+    def remember(self, spec: FunctionSpec) -> tuple[Limits, Tmpfs]:
+        """Make what is made ahead like this from now on; return what that is."""
+        self._like = (spec.limits, (spec.tmpfs_size, spec.tmpfs_inodes))
+        return self._like
+
+    def take_any(self) -> Kit:
+        """Return a kit with the limits that were asked for last."""
+        return self._stock.take() or self._make(*self._like)
 
     def check(self, kit: Kit, pid: int) -> None:
         """See to it, soon, that a handler has entered its cgroups of version 1.
@@ -131,36 +142,38 @@ class Kits:
             timer.join()
         self._stock.close()
 
-    def _fill(self, kit: Kit, tmpfs: Tmpfs) -> None:
+    def fill(self, kit: Kit, tmpfs: Tmpfs) -> None:
         """Give a kit its file systems, instead of those that it may have."""
         process.close_all(kit.tmp, kit.shm)
         kit.tmp = kit.shm = -1
-        (size, inodes), owner = tmpfs, self._block.base + kit.uid
+        (size, inodes), owner = tmpfs, self._room.base + kit.uid
         kit.tmp = mounts.tmpfs(size, inodes=inodes, mode=0o1777, uid=owner, gid=owner)
         kit.shm = mounts.tmpfs(min(SHM_SIZE, size), inodes=inodes, mode=0o1777, uid=owner, gid=owner)
         kit.tmpfs = tmpfs
 
     def _claim_id(self) -> int:
         with self._lock:
+            if len(self._used) > self._last_id - FIRST_ID:
+                raise ZygoteError(f"all {self._last_id - FIRST_ID + 1} ids of this zygote are in use")
             self._number += 1
             while self._next_id in self._used:
-                self._next_id = self._next_id + 1 if self._next_id < LAST_ID else FIRST_ID
+                self._next_id = self._next_id + 1 if self._next_id < self._last_id else FIRST_ID
             uid = self._next_id
             self._used.add(uid)
-            self._next_id = uid + 1 if uid < LAST_ID else FIRST_ID
+            self._next_id = uid + 1 if uid < self._last_id else FIRST_ID
             return uid
 
     def _make(self, limits: Limits, tmpfs: Tmpfs) -> Kit:
         uid = self._claim_id()
-        leaf = self._domain.leaf(f"s-{self._number}-{uid}")
+        leaf = self._group.leaf(f"s-{self._number}-{uid}")
         kit = Kit(self, leaf, -1, [], -1, -1, -1, tmpfs, uid)
         try:
             leaf.set(limits)
-            leaf.delegate(self._block.base)
-            kit.ends = Endpoints()
+            leaf.delegate(self._room.base)
+            kit.ends = Endpoints(separate_stderr=self._separate_stderr)
             kit.cgroup = leaf.detached_fd()
             kit.tasks = leaf.open_tasks()
-            self._fill(kit, tmpfs)
+            self.fill(kit, tmpfs)
             if self._network:
                 kit.netns = self._box.new_network()
         except BaseException:

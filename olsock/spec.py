@@ -27,6 +27,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 USER = 1000  # the id that an unprivileged user has inside
 IDS = 65536  # ids that are mapped into a sandbox: 0 to IDS - 1
 NOBODY = 65534
+MAX_DESCENDANTS = 1023  # zygotes below a zygote
 
 _LARGEST = (1 << 63) - 1
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1 << 40}
@@ -307,12 +308,23 @@ class ZygoteSpec:
     network: Network = "none"  # of its handlers: "host" only for a zygote that lives there itself
     skip_bad: bool = False  # leave out what cannot be imported, instead of failing
     spare: int = 1  # sets of a handler's resources that are kept ready
+    blanks: int = 0  # handlers that are kept forked, up to their function
+    descendants: int = 0  # zygotes that may be forked from it, and from those, at one time
+    separate_stderr: bool = False  # of its handlers
     timeout: float = 120.0  # seconds for all imports together
+    code: str | None = None  # with `handler`: a zygote of this one function, whose module it imports
+    handler: Handler | None = None
 
     def __post_init__(self) -> None:
         _choice(self.network, "network", get_args(Network))
-        _flag(self.skip_bad, "skip_bad")
-        _integer(self.spare, "spare", least=0, most=1024)
+        for flag in ("skip_bad", "separate_stderr"):
+            _flag(getattr(self, flag), flag)
+        for name, most in (("spare", 1024), ("blanks", 1024), ("descendants", MAX_DESCENDANTS)):
+            _integer(getattr(self, name), name, least=0, most=most)
+        if (self.code is None) != (self.handler is None):
+            raise SpecError("handler", self.handler, "both code and handler, or neither")
+        if self.code is not None:
+            _existing(self.code, "code", what="directory")
         if self.timeout is None:
             raise SpecError("timeout", None, "a number of seconds")
         _number(self.timeout, "timeout", least=0.001, most=86400.0)
@@ -342,14 +354,24 @@ class ZygoteSpec:
         network: Network = "none",
         skip_bad: bool = False,
         spare: int = 1,
+        blanks: int = 0,
+        descendants: int = 0,
+        separate_stderr: bool = False,
         timeout: float = 120.0,
+        code: PathLike | None = None,
+        handler: str | None = None,
     ) -> Self:
         """Return a spec from what people write."""
         return cls(
             network=network,
             skip_bad=skip_bad,
             spare=spare,
+            blanks=blanks,
+            descendants=descendants,
+            separate_stderr=separate_stderr,
             timeout=timeout,
+            code=None if code is None else os.path.abspath(_text(code, "code", "a directory")),
+            handler=None if handler is None else Handler.parse(handler),
             imports=tuple(_items(imports, "imports", "a list of module names")),
             packages=_directories(packages, "packages"),
             python=None if python is None else os.path.abspath(_text(python, "python", "a path")),

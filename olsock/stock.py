@@ -59,11 +59,26 @@ class Stock(Generic[T]):
             pass  # who takes next makes its own, and reports what fails
         with self._lock:
             self._pending -= 1
-            if thing is not None and not self._closed:
+            if thing is not None and not self._closed and len(self._ready) < self.size:
                 self._ready.append(thing)
                 return
         if thing is not None:
             self._discard(thing)
+
+    def __len__(self) -> int:
+        """How many are ready now."""
+        return len(self._ready)
+
+    def resize(self, size: int) -> None:
+        """Keep another number ready from now on; those too many are discarded."""
+        surplus = []
+        with self._lock:
+            self.size = size
+            while len(self._ready) > size:
+                surplus.append(self._ready.popleft())
+        for thing in surplus:
+            self._discard(thing)
+        self.refill()
 
     def clear(self) -> None:
         """Discard what is ready, for instance because it no longer fits."""

@@ -1,8 +1,7 @@
-"""Zygotes: sandboxes whose interpreter has imported packages and forks handlers that have them.
+"""Zygotes: sandboxes whose interpreter has imported packages and forks handlers, or further zygotes, that have them.
 
-The twin of olsock/runtime/zygote.py (inside) and csrc/fork/isolate.c (the fork). A zygote runs package code, so it is not
-trusted: it has a user namespace and a range of ids of its own, and nothing that it says is believed. Its child is found
-through the cgroup that it had to be born in.
+The twin of olsock/runtime/zygote.py. A zygote runs package code, so it is not trusted: it has a trust domain of its own
+(olsock/trust.py), and nothing that it says is believed.
 """
 
 from __future__ import annotations
@@ -12,59 +11,44 @@ import json
 import os
 import select
 import socket
-import threading
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from olsock import forks, memory
 from olsock import host as hosts
-from olsock import identity, rootfs
 from olsock._core import process, seccomp
-from olsock.box import (
-    CAP_NET_ADMIN,
-    CAP_SETGID,
-    CAP_SETPCAP,
-    CAP_SETUID,
-    CAP_SYS_ADMIN,
-    INIT_CAPABILITIES,
-    Box,
-    Command,
-    Mounts,
-    Setup,
-    limits,
-)
-from olsock.cgroups import Leaf, Stats
-from olsock.channel import Channel
+from olsock.box import CAP_SETPCAP, Command, limits
+from olsock.cgroups import Stats
 from olsock.deadline import Deadline
-from olsock.endpoints import Endpoints, read_tail
-from olsock.errors import DeadlineError, KernelError, SandboxDeadError, SpecError, ZygoteError
-from olsock.function import Function, Parts, bind_code, config, describe_status
+from olsock.endpoints import read_tail
+from olsock.errors import DeadlineError, SandboxDeadError, SpecError, ZygoteError
+from olsock.forks import Child, Forks
+from olsock.function import Function, Parts, bind_directory, config, config_of, describe_status
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
+from olsock.memory import Memory
 from olsock.owned import Owned
-from olsock.packets import blob, rlimits, strings, u32
+from olsock.packets import blob, error, rlimits
+from olsock.rootfs import TASK
+from olsock.runtime import wire
 from olsock.spawner import channel
 from olsock.spec import FunctionSpec, ZygoteSpec
+from olsock.stock import Stock
+from olsock.trust import CAPABILITIES, ENTERED, TrustDomain, own_mounts
 
-CAPABILITIES = CAP_SYS_ADMIN | CAP_SETGID | CAP_SETUID
-"""What a zygote keeps in its own user namespace: to mount a handler's trees and proc, and to give up its id."""
+SETTLED = ("hostname", "network", "python", "seccomp")  # for all handlers of a zygote, when it is made
+INHERITED = ("network", "python", "separate_stderr", "pids")  # settled for a child by its parent
 
-SETTLED = ("hostname", "network", "packages", "python", "seccomp")  # for all handlers of a zygote, when it is made
-
-_NETWORK_GIVEN, _NETWORK_SHARED = 1, 2  # csrc/fork/isolate.c
-FORK_TIMEOUT = 10.0
 STATUS_TIMEOUT = 1.0  # for init to tell of an end
 REMOVAL_TIMEOUT = 20.0
+BIRTH_TIMEOUT = 10.0  # of a zygote from a zygote: two clones and its namespaces
 MAX_ORDERS = 256
 LOG_LIMIT = 64 * 1024
-NOFILE = 1024
-TMPFS_SIZE = 64 * 1024 * 1024
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
-
-TREES = (rootfs.TASK, "/tmp", "/dev/shm")  # where a handler's own trees go, in the order of the fds
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,79 +57,129 @@ class _Order:
 
     spec: FunctionSpec
     config: bytes
-    request: bytes
+    rest: bytes  # limits and the filter
+    packages: tuple[str, ...]  # other than the zygote's
+
+
+@dataclass(slots=True)
+class _Blank:
+    """A handler that was forked ahead and waits for its function."""
+
+    kit: Kit
+    child: Child
+
+    def release(self) -> None:
+        process.close_all(self.child.pidfd)
+        self.kit.release()
 
 
 class Zygote(Owned):
     """An interpreter that has imported `imports` and forks handlers in about a millisecond.
 
     `packages` are directories of installed packages, which the handlers see too; `python` an interpreter (CPython >= 3.9).
+    `blanks` handlers are kept forked ahead, and start in a third of that. With `code` and `handler` it is a zygote of that
+    one function, whose module it has imported too. `descendants` zygotes can be forked from it: see `child`.
+
     Raises `ZygoteError` for an import that fails, crashes, or leaves threads behind; with `skip_bad`, modules that fail
     to import are left out and named in `bad`.
     """
 
     def __init__(self, imports: Sequence[str] = (), **options: Any) -> None:
         """Create it and wait until the imports are done."""
-        self.spec = ZygoteSpec.parse(imports=imports, **options)
+        self._make(ZygoteSpec.parse(imports=imports, **options), None)
+
+    def child(self, imports: Sequence[str] = (), **options: Any) -> Zygote:
+        """Fork a zygote from this one: it shares the memory of what is imported here, and imports more.
+
+        Options as for `Zygote`; interpreter, network and streams are the parent's, and so are packages unless others are
+        given, which it and its handlers then see in their place. Closing the parent closes it. Raises `ZygoteError` too if
+        more are forked than `descendants` said.
+        """
+        for name in INHERITED:
+            if name in options:
+                raise SpecError(name, options[name], "no value here: a zygote that is forked has its parent's")
+        if self._closed:
+            raise ZygoteError(f"zygote {self.name} is closed")
+        given = {name: getattr(self.spec, name) for name in INHERITED}
+        options.setdefault("packages", self.spec.packages)
+        made = type(self).__new__(type(self))
+        made._make(ZygoteSpec.parse(imports=imports, **options, **given), self)
+        return made
+
+    def _make(self, spec: ZygoteSpec, parent: Zygote | None) -> None:
+        self.spec, self.parent = spec, parent
         self.bad: dict[str, str] = {}
-        self._turn = threading.Lock()  # forks of one process are serial in the kernel as well
+        self.report: dict[str, Any] = {}
         self._functions: weakref.WeakSet[Function] = weakref.WeakSet()  # one that is forgotten ends by itself
+        self._children: weakref.WeakSet[Zygote] = weakref.WeakSet()
         self._orders: dict[tuple[Any, ...], _Order] = {}
         host = hosts.current()
         self.name = f"z-{host.number()}"
-        self._interpreter = Interpreter(self.spec.python, self.spec.packages)
+        self._interpreter = Interpreter(spec.python, spec.packages)
         self._filter = seccomp.compile("handler-drop")
-        self._block = identity.claim()
-        self._domain = host.tree.domain(self.name)
-        self._box: Box | None = None
         self._kits: Kits | None = None
+        self._blanks: Stock[_Blank] | None = None
         self._control: socket.socket | None = None
         self._log = self.pidfd = -1
+        self.pid = 0
+        if parent is None:
+            self._domain = TrustDomain.root(host, self.name, spec.descendants)
+        else:
+            self._domain = parent._domain.nested(self.name, spec.descendants)
         self._own()
         try:
             self._start(host)
         except BaseException:
             self.close()
             raise
+        if parent is not None:
+            parent._children.add(self)
+            if parent._closed:
+                self.close()
+                raise ZygoteError(f"zygote {parent.name} was closed meanwhile")
+
+    # -- its own start ------------------------------------------------------------------------------------------------
 
     def _start(self, host: hosts.Host) -> None:
         own_network = self.spec.network != "host"
-        self._domain.delegate(self._block.base)
-        # Init stays out of the zygote's cgroup: it has to outlive the zygote for the handlers' sake.
-        init_leaf = self._domain.leaf("init")
-        self._leaf = self._domain.leaf("zygote")
-        self._leaf.set(self.spec.limits)
-        base = host.bases.place(
-            self._interpreter.recipe(self.spec.network != "none")
-        )  # before the clone, which copies it
-        self._box = box = Box(host.spawner, [(0, self._block.base, self._block.size)], init_leaf, network=own_network)
-        over = Mounts()
-        over.proc(())  # unmasked: the kernel refuses handlers a proc of their own below a masked one
-        over.tmpfs("/tmp", TMPFS_SIZE, 4096)
-        over.tmpfs("/dev/shm", TMPFS_SIZE, 4096)
-        box.setup(
-            Setup(
-                root=base,
-                mounts=over,
-                hostname="sandbox",
-                rlimits=limits(NOFILE, None),
-                filter=seccomp.compile("zygote"),
-                filter_init=False,  # init makes network namespaces, which the zygote's filter does not allow
-                capabilities=INIT_CAPABILITIES | CAPABILITIES | CAP_SETPCAP | CAP_NET_ADMIN,
-                network=own_network,
-                # With one rooted at its own leaf, nsdelegate refuses births elsewhere (ENOENT); handlers get theirs.
-                cgroup=False,
-            )
-        )
-        self._spawn(box, init_leaf)
-        self._prepare()
-        self._kits = Kits(self._domain, box, self._block, spare=self.spec.spare, network=own_network)
-
-    def _spawn(self, box: Box, init_leaf: Leaf) -> None:
-        ours, theirs = channel()
-        self._control = ours
-        ours.settimeout(FORK_TIMEOUT)
+        over, opened, root = own_mounts(), [], ""
+        try:
+            if self.parent is None:  # before the clone, which copies it
+                root = host.bases.place(self._interpreter.recipe(self.spec.network != "none"))
+            else:
+                for source, target in zip(self.spec.packages, self._interpreter.path, strict=True):
+                    opened.append(bind_directory(source, "packages"))
+                    over.tree(target, opened[-1])
+            if self.spec.code is not None:
+                opened.append(bind_directory(self.spec.code, "code"))
+                over.tree(TASK, opened[-1])
+            self._domain.open(host, root, self.spec.limits, over, network=own_network)
+        finally:
+            process.close_all(*opened)
         self._log, log = os.pipe2(os.O_CLOEXEC)
+        try:
+            if self.parent is None:
+                self._execute(log)
+            else:
+                self._fork_from(self.parent, log)
+        finally:
+            os.close(log)
+        self._prepare()
+        assert self._control is not None
+        self._forks = Forks(
+            self._control, self._domain.leaf, nested=self.parent is not None, shared_network=not own_network
+        )
+        self._kits = Kits(
+            self._domain, spare=self.spec.spare, network=own_network, separate_stderr=self.spec.separate_stderr
+        )
+        self._blanks = Stock(_maker(weakref.ref(self)), _Blank.release, self.spec.blanks, "olsock-halves")
+        self._blanks.refill()
+
+    def _execute(self, log: int) -> None:
+        """Begin a fresh interpreter in this domain."""
+        box = self._domain.box
+        assert box is not None
+        self._control, theirs = channel()
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         command = Command(
             self._interpreter.command("zygote.py"),
@@ -158,30 +192,65 @@ class Zygote(Owned):
         try:
             self._token, _ = box.spawn(command, [null, log, log, theirs.fileno()])
         finally:
-            process.close_all(null, log)
+            os.close(null)
             theirs.close()
         # It waits for its orders while it is moved, so all that it imports is charged to its own cgroup.
-        (pid,) = [pid for pid in init_leaf.pids() if pid != box.pid]
-        self._leaf.adopt(pid)
-        self.pid = pid
-        self.pidfd = process.pidfd_open(pid)
+        (self.pid,) = [pid for pid in self._domain.init_leaf.pids() if pid != box.pid]
+        self._domain.leaf.adopt(self.pid)
+        self.pidfd = process.pidfd_open(self.pid)
+
+    def _fork_from(self, parent: Zygote, log: int) -> None:
+        """Have `parent` fork an interpreter into this domain."""
+        self._control, theirs = channel()
+        kinds = [(name, flag) for name, flag in ENTERED if name != "net" or self.spec.network != "host"]
+        opened = self._domain.namespaces(tuple(name for name, _ in kinds))
+        try:
+            namespaces = [(flag, fd) for (_, flag), fd in zip(kinds, opened, strict=True)]
+            parent._forks.zygote([theirs.fileno(), log], self._domain.leaf, namespaces, CAPABILITIES)
+        finally:
+            theirs.close()
+            process.close_all(*opened)
+        self._control.settimeout(BIRTH_TIMEOUT)
+        try:
+            hello = self._control.recv(4096)
+        except OSError as e:
+            raise ZygoteError(f"no zygote was born of {parent.name} in {BIRTH_TIMEOUT} s") from e
+        if hello[:1] == bytes([wire.FAULT]):
+            raise error(hello[wire.HEADER.size :])
+        end = time.monotonic() + BIRTH_TIMEOUT
+        while len(self._domain.leaf.pids()) != 1:  # the one in between is about to end
+            if time.monotonic() > end:
+                raise ZygoteError(f"zygote {parent.name} forked something else than one zygote")
+            time.sleep(0.0005)
+        found = forks.find(self._domain.leaf)
+        if found is None:
+            raise ZygoteError(f"the zygote that was forked of {parent.name} ended at once")
+        self.pid, self.pidfd = found
+        self._domain.leaf.delegate(0)  # nobody is to be born there any more
 
     def _prepare(self) -> None:
         assert self._control is not None
-        order = {
-            "imports": list(self.spec.imports),
+        self._control.settimeout(None)
+        spec = self.spec
+        order: dict[str, Any] = {
+            "imports": list(spec.imports),
             "path": self._interpreter.path,
-            "capabilities": CAPABILITIES,
+            "capabilities": CAPABILITIES if self.parent is None else None,
         }
+        if spec.handler is not None:
+            order["config"] = config_of(str(spec.handler), spec.env, self._interpreter)
         self._control.send(json.dumps(order).encode())
-        report = self._report()
+        report = self.report = self._receive_report()
         self.bad = {str(name): str(why) for name, why in report.get("bad", {}).items()}
         if not report.get("ok"):
             raise ZygoteError(f"imports left {report.get('threads')} threads running: {_reasons(self.bad)}")
-        if self.bad and not self.spec.skip_bad:
+        failed = str(report["failed"]) if report.get("failed") else ""
+        if failed:
+            raise ZygoteError(f"the function's module could not be imported: {failed}")
+        if self.bad and not spec.skip_bad:
             raise ZygoteError(f"imports failed: {_reasons(self.bad)}")
 
-    def _report(self) -> dict[str, Any]:
+    def _receive_report(self) -> dict[str, Any]:
         """Wait for the zygote's report while emptying its log, on which it could block otherwise."""
         assert self._control is not None
         output = bytearray()
@@ -204,84 +273,158 @@ class Zygote(Owned):
                 if not data:
                     read_tail(self._log, output, LOG_LIMIT)
                     raise ZygoteError(f"the interpreter ended during imports: {self._epitaph(output)}")
-                try:
-                    report = json.loads(data)
-                except ValueError:
-                    report = None
-                if not isinstance(report, dict) or not isinstance(report.get("bad", {}), dict):
-                    raise ZygoteError("the zygote sent no report")
-                return report
+                return _parse_report(data)
 
     def _epitaph(self, output: bytearray) -> str:
-        assert self._box is not None
         last = output.decode(errors="replace").strip().splitlines()[-3:]
-        if self._leaf.oom_kills():
+        if self._domain.leaf.oom_kills():
             return "out of memory"
+        if self.parent is not None:
+            return " | ".join(last) or "its init cannot say how"
+        assert self._domain.box is not None
         try:
-            status = self._box.wait(self._token, 1.0).status
+            status = self._domain.box.wait(self._token, 1.0).status
         except (DeadlineError, SandboxDeadError):
             return " | ".join(last)
         return " | ".join([describe_status(status), *last])
 
-    def fork(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> Function:
+    # -- forks --------------------------------------------------------------------------------------------------------
+
+    def fork(self, code: str | os.PathLike[str] | None = None, handler: str | None = None, **options: Any) -> Function:
         """Fork a handler: `code` is a directory with its module, mounted at /var/task; options as for `Function`.
 
+        `packages`, if given, are what the handler sees in place of the zygote's: they must hold all that the zygote has
+        imported, in the same versions, and nothing here checks that (olsock.ZygoteTree does). A function zygote forks its
+        own function unless told otherwise.
+
         Raises `ZygoteError` if this zygote cannot fork any more; live handlers are not affected by that. What was settled
-        with the zygote (network, seccomp, packages, python, hostname) is no option here: `SpecError`.
+        with the zygote (network, seccomp, python, hostname) is no option here: `SpecError`.
         """
         for name in SETTLED:
             if name in options:
                 raise SpecError(name, options[name], "no value here: the zygote settles that for its handlers")
+        if code is None:
+            code = self.spec.code
+        if handler is None:
+            handler = "f:f" if self.spec.handler is None else str(self.spec.handler)
         order = self._order(code, handler, options)
-        kits, box = self._kits, self._box
-        if self._closed or kits is None or box is None:
+        kits, blanks = self._kits, self._blanks
+        if self._closed or kits is None or blanks is None:
             raise ZygoteError(f"zygote {self.name} is closed")
+        blank = blanks.take() if blanks.size else None
+        if blank is not None:
+            made = self._attach(kits, blank, order)
+            if made is not None:
+                return made
         kit = kits.take(order.spec)
         try:
-            return self._fork(box, kits, order, kit)
+            return self._fork(kits, order, kit)
         except BaseException:
             kit.release()
             raise
 
-    def _order(self, code: str | os.PathLike[str], handler: str, options: dict[str, Any]) -> _Order:
+    def _order(self, code: str | os.PathLike[str] | None, handler: str, options: dict[str, Any]) -> _Order:
         """Check and pack what was asked for, or remember: a function is forked again and again, and this costs as much
         as all else that a fork needs here."""
-        key: tuple[Any, ...] = (os.fspath(code), handler, *((name, type(it), it) for name, it in options.items()))
+        path = None if code is None else os.fspath(code)
+        items = ((name, type(it), tuple(it) if name == "packages" else it) for name, it in options.items())
+        key: tuple[Any, ...] = (path, handler, *items)
         try:
             known = self._orders.get(key)
         except TypeError:  # an option, such as env, that cannot be a key
             key, known = (), None
         if known is not None and os.path.isdir(known.spec.code):
             return known
-        spec = FunctionSpec.parse(code=code, handler=handler, **options)
-        order = _Order(spec, config(spec, self._interpreter), self._pack(spec))
+        if code is None:
+            raise SpecError("code", None, "a directory: it has no default but in a zygote of one function")
+        order = self._make_order(FunctionSpec.parse(code=code, handler=handler, **options))
         if key:
             if len(self._orders) >= MAX_ORDERS:
                 self._orders.clear()
             self._orders[key] = order
         return order
 
-    def _pack(self, spec: FunctionSpec) -> bytes:
-        """The part of a request that does not depend on the kit."""
-        return rlimits(limits(spec.nofile, spec.fsize)) + blob(self._filter)
+    def _make_order(self, spec: FunctionSpec) -> _Order:
+        interpreter = self._interpreter
+        if spec.packages:
+            interpreter = Interpreter(self.spec.python, spec.packages)
+            places = max(1, len(self._root_packages()))
+            if len(spec.packages) > places:
+                raise SpecError("packages", spec.packages, f"at most as many as its zygote has places for: {places}")
+        rest = rlimits(limits(spec.nofile, spec.fsize)) + blob(self._filter)
+        return _Order(spec, config(spec, interpreter), rest, spec.packages)
 
-    def _fork(self, box: Box, kits: Kits, order: _Order, kit: Kit) -> Function:
-        ends, pidfd = kit.ends, -1
-        assert ends is not None
+    def _root_packages(self) -> tuple[str, ...]:
+        root = self
+        while root.parent is not None:
+            root = root.parent
+        return root.spec.packages
+
+    def _trees(self, order: _Order) -> list[tuple[str, int]]:
+        """What is a function's own among the mounts: where to, and detached trees, which are the caller's to close."""
+        trees = [(TASK, bind_directory(order.spec.code, "code"))]
         try:
-            ends.send(order.config)
-            code = bind_code(order.spec.code)
-            try:
-                inner = self._request(kit, ends, code, order.request)
-            finally:
-                os.close(code)
-            ends.close_theirs()
-            pid, pidfd = self._find(kit, ends)
-            status = partial(box.wait_orphan, inner, STATUS_TIMEOUT)
-            parts = Parts(order.spec, ends, kit.leaf, pid, pidfd, status, lambda: None)
+            for source, target in zip(order.packages, Interpreter(None, order.packages).path, strict=True):
+                trees.append((target, bind_directory(source, "packages")))
         except BaseException:
-            process.close_all(pidfd)
+            process.close_all(*(fd for _, fd in trees))
             raise
+        return trees
+
+    def _fork(self, kits: Kits, order: _Order, kit: Kit) -> Function:
+        assert kit.ends is not None
+        kit.ends.send(order.config)
+        trees = self._trees(order)
+        try:
+            part = forks.function_part([target for target, _ in trees], kit.uid, order.rest)
+            child = self._forks.handler(kit, part, trees)
+        finally:
+            process.close_all(*(fd for _, fd in trees))
+        kits.check(kit, child.pid)
+        return self._hand_over(kit, child, order)
+
+    def _wait(self) -> _Blank:
+        """Fork a handler that waits for its function."""
+        assert self._kits is not None
+        kit = self._kits.take_any()
+        try:
+            child = self._forks.handler(kit, None)
+        except BaseException:
+            kit.release()
+            raise
+        self._kits.check(kit, child.pid)
+        kit.close_fds()
+        return _Blank(kit, child)
+
+    def _attach(self, kits: Kits, blank: _Blank, order: _Order) -> Function | None:
+        """Give a waiting handler its function; None if it has died of waiting."""
+        kit, spec = blank.kit, order.spec
+        trees: list[tuple[str, int]] = []
+        try:
+            kit.leaf.set(spec.limits)
+            kits.remember(spec)
+            trees = self._trees(order)
+            if kit.tmpfs != (spec.tmpfs_size, spec.tmpfs_inodes):
+                kits.fill(kit, (spec.tmpfs_size, spec.tmpfs_inodes))
+                trees += [("/tmp", kit.tmp), ("/dev/shm", kit.shm)]
+                kit.tmp = kit.shm = -1
+            part = forks.function_part([target for target, _ in trees], kit.uid, order.rest)
+            forks.finish(kit, part, trees, order.config)
+        except (BrokenPipeError, ConnectionResetError):
+            blank.release()
+            return None
+        except BaseException:
+            blank.release()
+            raise
+        finally:
+            process.close_all(*(fd for _, fd in trees))
+        return self._hand_over(kit, blank.child, order)
+
+    def _hand_over(self, kit: Kit, child: Child, order: _Order) -> Function:
+        """Make a function of a kit and a child."""
+        assert kit.ends is not None
+        status = partial(self._domain.witness.wait_orphan, child.inner, STATUS_TIMEOUT)
+        parts = Parts(order.spec, kit.ends, kit.leaf, child.pid, child.pidfd, status, lambda: None)
         made = Function.forked(parts)
         kit.ends = None
 
@@ -290,56 +433,32 @@ class Zygote(Owned):
             kit.leaf.kill()
             # The kernel tells of an empty cgroup at most every 10 ms (kernel/cgroup/cgroup.c, CGROUP_FILE_NOTIFY_MIN_INTV);
             # the pidfd tells at once.
-            process.wait_readable(pidfd, REMOVAL_TIMEOUT)
+            process.wait_readable(child.pidfd, REMOVAL_TIMEOUT)
             kit.release()
 
         parts.release = release
         self._functions.add(made)
-        kits.check(kit, pid)
         kit.close_fds()
         return made
 
-    def _request(self, kit: Kit, ends: Endpoints, code: int, rest: bytes) -> int:
-        """One exchange with the zygote, under a deadline; return the child's pid as it names it.
+    # -- what it is ---------------------------------------------------------------------------------------------------
 
-        That is believed for nothing but words: it picks the exit status that a crash is described with.
-        """
-        assert self._control is not None
-        flags = _NETWORK_SHARED if self.spec.network == "host" else 0
-        fds = [*ends.theirs, kit.cgroup]
-        if kit.netns >= 0:
-            flags |= _NETWORK_GIVEN
-            fds.append(kit.netns)
-        fds += [*kit.tasks, kit.tmp, kit.shm, code]
-        own = strings(TREES[1:]) + strings(rootfs.MASKED) + strings(TREES[:1]) + u32(kit.uid, kit.uid)
-        with self._turn:
-            try:
-                socket.send_fds(self._control, [u32(flags, len(kit.tasks)) + own, rest], fds)
-                answer = self._control.recv(4096)
-            except TimeoutError:
-                self._leaf.kill()
-                raise ZygoteError(f"the zygote did not fork in {FORK_TIMEOUT} s and was killed") from None
-            except OSError as e:
-                raise ZygoteError(f"the zygote is gone ({e.strerror})") from e
-        if not answer:
-            raise ZygoteError("the zygote is gone")
-        if answer[0] != 0:
-            raise ZygoteError(f"the zygote could not fork: {answer[5:1024].decode(errors='replace')}")
-        return int.from_bytes(answer[1:5], "little")
+    @property
+    def blanks(self) -> int:
+        """How many handlers are kept forked ahead; can be set at any time."""
+        return 0 if self._blanks is None else self._blanks.size
 
-    def _find(self, kit: Kit, ends: Endpoints) -> tuple[int, int]:
-        """The child's pid and pidfd, read from the fresh cgroup that it was born in."""
-        for pid in kit.leaf.pids():
-            try:
-                pidfd = process.pidfd_open(pid)
-            except KernelError:
-                continue
-            if pid in kit.leaf.pids():  # still there: the pidfd is that process and no later one
-                return pid, pidfd
-            os.close(pidfd)
-        with contextlib.suppress(SandboxDeadError):
-            Channel(ends.channel).wait_started(1.0)  # raises what the child reported before it ended
-        raise ZygoteError("the zygote forked nobody into the sandbox's cgroup")
+    @blanks.setter
+    def blanks(self, count: int) -> None:
+        if type(count) is not int or not 0 <= count <= 1024:
+            raise SpecError("blanks", count, "an int from 0 to 1024")
+        if self._blanks is not None and not self._closed:
+            self._blanks.resize(count)
+
+    @property
+    def waiting(self) -> int:
+        """How many handlers wait for their function now."""
+        return 0 if self._blanks is None else len(self._blanks)
 
     @property
     def alive(self) -> bool:
@@ -348,21 +467,48 @@ class Zygote(Owned):
 
     def stats(self) -> Stats:
         """What the zygote itself uses, its handlers apart."""
-        return self._leaf.stats()
+        return self._domain.leaf.stats()
+
+    def memory(self) -> Memory:
+        """What of the memory of the zygote itself is its own, and what it shares."""
+        return memory.measure(self._domain.leaf.pids())
 
     def _end(self) -> None:
+        for child in list(self._children):
+            child.close()
         for made in list(self._functions):
             made.close()
+        if self._blanks is not None:
+            self._blanks.close()
         if self._control is not None:
             self._control.close()
-        self._domain.kill()
-        if self._box is not None:
-            self._box.close()
         if self._kits is not None:
             self._kits.close()
-        self._domain.remove()
+        self._domain.close()
         process.close_all(self._log, self.pidfd)
-        self._block.release()
+        if self.parent is not None:
+            self.parent._children.discard(self)
+
+
+def _maker(reference: weakref.ref[Zygote]) -> Callable[[], _Blank]:
+    """What fills the stock of a zygote without keeping the zygote alive."""
+
+    def make() -> _Blank:
+        zygote = reference()
+        if zygote is None:
+            raise ZygoteError("the zygote was forgotten")
+        return zygote._wait()
+
+    return make
+
+
+def _parse_report(data: bytes) -> dict[str, Any]:
+    report = None
+    with contextlib.suppress(ValueError, RecursionError):
+        report = json.loads(data)
+    if not isinstance(report, dict) or not isinstance(report.get("bad", {}), dict):
+        raise ZygoteError("the zygote sent no report")
+    return report
 
 
 def _reasons(bad: Mapping[str, str]) -> str:

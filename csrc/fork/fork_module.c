@@ -111,12 +111,15 @@ static PyObject *fork_sandbox(PyObject *self, PyObject *args)
     return PyLong_FromLong(pid);
 }
 
-/* finish(): wait for the function's part of a sandbox that `fork` left waiting, and take it on. */
+/* finish(channel): wait for the function's part of a sandbox that `fork` left waiting, and take it on. */
 static PyObject *finish(PyObject *self, PyObject *args)
 {
+    int channel;
     (void) self;
-    (void) args;
-    isolate_finish(); /* does not return unless everything is in place */
+
+    if (!PyArg_ParseTuple(args, "i", &channel))
+        return NULL;
+    isolate_finish(channel); /* does not return unless everything is in place */
     Py_RETURN_NONE;
 }
 
@@ -124,7 +127,7 @@ static PyMethodDef methods[] = {
     {"harden", harden, METH_VARARGS, "harden(capabilities): give up all else that a zygote does not need"},
     {"threads", threads, METH_NOARGS, "threads(): number of threads of this process"},
     {"fork", fork_sandbox, METH_VARARGS, "fork(request, fds): clone a sandbox; not above 0 in the child"},
-    {"finish", finish, METH_NOARGS, "finish(): wait for the rest of a sandbox that was half made"},
+    {"finish", finish, METH_VARARGS, "finish(channel): wait for the rest of a sandbox that was half made"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -174,7 +174,8 @@ enum child isolate_child(struct ols_packet *p)
 }
 
 /* The function's part, with its fds on the first byte: u32 size, then that many bytes. */
-static int receive_part(char *buffer, size_t capacity, struct ols_packet *ret_packet, struct ols_err *reterr)
+static int receive_part(int channel, char *buffer, size_t capacity, struct ols_packet *ret_packet,
+                        struct ols_err *reterr)
 {
     union {
         struct cmsghdr align;
@@ -186,7 +187,7 @@ static int receive_part(char *buffer, size_t capacity, struct ols_packet *ret_pa
     ssize_t n;
 
     do
-        n = recvmsg(CHANNEL, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+        n = recvmsg(channel, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL);
     while (n < 0 && errno == EINTR);
     if (n == 0)
         _exit(0); /* nobody needs it any more */
@@ -202,7 +203,7 @@ static int receive_part(char *buffer, size_t capacity, struct ols_packet *ret_pa
     }
     for (size_t got = 0; got < size; got += (size_t) n) {
         do
-            n = read(CHANNEL, buffer + got, size - got);
+            n = read(channel, buffer + got, size - got);
         while (n < 0 && errno == EINTR);
         if (n <= 0)
             _exit(0);
@@ -210,13 +211,13 @@ static int receive_part(char *buffer, size_t capacity, struct ols_packet *ret_pa
     return 0;
 }
 
-void isolate_finish(void)
+void isolate_finish(int channel)
 {
     static char buffer[OLS_MAX_PACKET];
     struct ols_packet packet;
     struct ols_err err = {0};
 
-    int r = receive_part(buffer, sizeof buffer, &packet, &err);
+    int r = receive_part(channel, buffer, sizeof buffer, &packet, &err);
     if (r >= 0)
         r = attach_trees(&packet, &err);
     if (r >= 0) {
@@ -224,5 +225,5 @@ void isolate_finish(void)
         r = become(&packet, &err);
     }
     if (r < 0)
-        report_fault(CHANNEL, &err);
+        report_fault(channel, &err);
 }

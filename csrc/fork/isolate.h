@@ -22,7 +22,7 @@ enum child { FINISHED = 0, HALF_MADE = -1, ZYGOTE = -2 };
 /* isolate.c: the clone, which is 0 in the child; and what the child does then, which returns only if all is in place */
 pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr);
 enum child isolate_child(struct ols_packet *p);
-void isolate_finish(void);
+void isolate_finish(int channel);
 
 /* nest.c; child-side */
 int nest(struct ols_packet *p, const struct streams *streams, int *ret_channel, struct ols_err *reterr);

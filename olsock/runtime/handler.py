@@ -385,6 +385,7 @@ class Server:
         self.config: dict[str, Any] = {}
         self.function: Callable[..., Any] | None = None
         self.context = False
+        self.restored: Callable[[], None] | None = None  # what a function forked after its import has to do
 
     def run(self) -> NoReturn:
         read, fd, feed = _read, self.channel.fd, self.parser.feed
@@ -419,6 +420,8 @@ class Server:
             self.config = json.loads(meta)
             self.function, told = initialise(self.config)
             self.context = wants_context(self.function)
+            if self.restored is not None:
+                self.restored()
         except BaseException as error:
             self.leave_if_forked(error)
             self.streams.flush()
@@ -486,18 +489,23 @@ def announce(fd: int) -> None:
     os.sched_yield()
 
 
-def serve(fd: int) -> NoReturn:
+def settle(fd: int) -> Server:
+    """Do all that needs no function yet; return what will answer on `fd`."""
+    import _signal  # type: ignore[import-not-found]  # not `signal`: that builds its enums first
+
+    # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By
+    # default the kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    # Code is not to find this program where a script's own module is looked for.
+    sys.modules["_olsock_main"] = sys.modules["__main__"]
+    sys.modules["__main__"] = type(sys)("__main__")
+    return Server(fd)
+
+
+def serve(fd: int, server: Server | None = None) -> NoReturn:
     """Answer on `fd` until the host closes its end, then end the process; never returns, whatever happens."""
     try:
-        import _signal  # type: ignore[import-not-found]  # not `signal`: that builds its enums first
-
-        # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By
-        # default the kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        # Code is not to find this program where a script's own module is looked for.
-        sys.modules["_olsock_main"] = sys.modules["__main__"]
-        sys.modules["__main__"] = type(sys)("__main__")
-        Server(fd).run()
+        (server or settle(fd)).run()
     except BaseException as error:
         # The channel means nothing any more: end, the host sees the end of file.
         try:

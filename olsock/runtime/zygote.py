@@ -1,10 +1,11 @@
 """Imports packages once, then forks children that have them. Runs in a sandbox of its own.
 
-Exec'd as ``python -I -S -B /var/runtime/zygote.py`` with the control socket (SOCK_SEQPACKET, to the
-library) on fd 3. First message: JSON ``{"imports": [...], "path": [...], "capabilities": int}``, answered
-by one JSON message. Then one packet per fork: opaque bytes for `_fork.fork` and the descriptors that
-belong to them, answered by ``b"\\0" + pid u32`` or ``b"\\1" + errno i32 + text``. The library is trusted,
-what is imported here is not: nothing said here is believed by it.
+Exec'd as ``python -I -S -B /var/runtime/zygote.py``, or forked from another zygote, with the control socket
+(SOCK_SEQPACKET, to the library) on fd 3. First message: JSON ``{"imports": [...], "path": [...],
+"capabilities": int or null, "config": {...}}`` (the last for a zygote of one function), answered by one
+JSON message. Then one packet per fork: opaque bytes for `_fork.fork` and the descriptors that belong to
+them, answered by ``b"\\0" + pid u32`` or ``b"\\1" + errno i32 + text``. The library is trusted, what is
+imported here is not: nothing said here is believed by it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING or __package__:
-    from olsock.runtime import _fork, handler, reseed
+    from olsock.runtime import _fork, handler, hooks, measure, reseed
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     try:
         import _fork
         import handler
+        import hooks
         import reseed
     finally:
         del sys.path[0]
-    for _name in ("_fork", "handler", "reseed"):  # see handler.py: users may have modules of these names
+    for _name in ("_fork", "handler", "hooks", "reseed"):  # see handler.py: users may have modules of these names
         sys.modules[f"_olsock_{_name.lstrip('_')}"] = sys.modules.pop(_name)
+    measure = handler.measure
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn
@@ -39,6 +42,8 @@ CONTROL = 3
 MAX_PACKET = 64 * 1024
 MAX_FDS = 16
 MAX_REASON = 1024
+HELLO = b"\0"  # from a forked zygote, which waits for its orders
+FINISHED, HALF_MADE, ZYGOTE, EXECUTED = 0, -1, -2, 1  # kinds of children: csrc/fork/isolate.h
 FORKED = struct.Struct("<BI")
 FAILED = struct.Struct("<Bi")
 
@@ -75,15 +80,24 @@ def settled(expected: int) -> int:
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
     """Harden the process, import what `order` names, and return the report."""
     began = time.perf_counter()
-    _fork.harden(order["capabilities"])  # before the first line of foreign code
-    sys.path += [entry for entry in order.get("path") or () if entry not in sys.path]
+    if order.get("capabilities") is not None:  # one that was forked has done so already
+        _fork.harden(order["capabilities"])  # before the first line of foreign code
+    path = order.get("path") or []
+    sys.path += [entry for entry in path if entry not in sys.path]
     gc.disable()  # nothing that an import makes is garbage for long; collections would only touch pages
-    bad = import_all(order.get("imports") or [])
+    measure.start(path)
+    try:
+        bad = import_all(order.get("imports") or [])
+    finally:
+        imports = measure.stop()
+    measure.settle(path)
+    failed = become_function(order["config"]) if "config" in order else ""
     ssl = sys.modules.get("_ssl")
     if ssl is not None:
         # OpenSSL sets its generators up on first use, which takes half a millisecond: once here instead of in every
         # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
         ssl.RAND_bytes(1)
+    forget_directories()
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
     flush()  # what is in a buffer now would be written by every child
@@ -91,10 +105,33 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     return {
         "ok": threads == 1,
         "bad": bad,
+        "failed": failed,
         "threads": threads,
         "modules": len(sys.modules),
+        "imports": imports,
         "ms": round((time.perf_counter() - began) * 1000, 3),
     }
+
+
+def become_function(config: dict[str, Any]) -> str:
+    """Import the module of a function, for children that need not; return why that failed, or nothing."""
+    try:
+        handler.initialise(config)
+        hooks.run_before_snapshot()
+    except BaseException as error:
+        return json.loads(handler.describe(error, "init"))["traceback"][-MAX_REASON:] or type(error).__name__
+    return ""
+
+
+def forget_directories() -> None:
+    """Have the import system look again into what it has listed: a child has other packages in the same places."""
+    for finder in sys.path_importer_cache.values():
+        invalidate = getattr(finder, "invalidate_caches", None)
+        if invalidate is not None:
+            try:
+                invalidate()
+            except Exception:
+                pass  # somebody's own, and nothing that we mount over
 
 
 def flush() -> None:
@@ -119,8 +156,8 @@ def receive(control: _socket.socket) -> tuple[bytes, list[int]]:
     return data, fds
 
 
-def fork(request: bytes, fds: list[int]) -> bytes | None:
-    """Fork once; return the answer for the library, or None in the child, which is isolated already."""
+def fork(request: bytes, fds: list[int]) -> bytes | int:
+    """Fork once; return the answer for the library, or in the child what kind of child it is."""
     threads = _fork.threads()
     if threads != 1:  # a lock that another thread holds now would be held for ever in the child
         return FAILED.pack(1, errno.EBUSY) + f"the zygote has {threads} threads and cannot fork".encode()
@@ -128,47 +165,63 @@ def fork(request: bytes, fds: list[int]) -> bytes | None:
         pid = _fork.fork(request, fds)
     except OSError as error:
         return FAILED.pack(1, error.errno or errno.EIO) + str(error).encode(errors="replace")[:MAX_REASON]
-    if pid:
+    if pid > 0:
         return FORKED.pack(0, pid)
-    handler.announce(CONTROL)  # its number is the child's channel now
-    return None
+    if pid == FINISHED:
+        handler.announce(CONTROL)  # its number is the child's channel now
+    return pid
 
 
 def loop(control: _socket.socket) -> int:
-    """Serve fork requests until the library hangs up; in a child, return the number of its channel."""
+    """Serve fork requests until the library hangs up; in a child, return its kind."""
     while True:
         data, fds = receive(control)
         if not data:
             os._exit(0)
         answer = fork(data, fds)
-        if answer is None:
-            control.detach()  # not to be closed with the object: see `fork`
-            return CONTROL
+        if isinstance(answer, int):
+            control.detach()  # the child has another file under its number
+            return answer
         for fd in fds:
             os.close(fd)
         control.send(answer)
 
 
+def begin(kind: int) -> int:
+    """Be a zygote: take the orders, import, and fork. Returns in its children, with their kind."""
+    control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
+    if kind == ZYGOTE:
+        control.send(HELLO)
+    data, _ = receive(control)
+    if not data:
+        os._exit(0)
+    report = prepare(json.loads(data))
+    control.send(json.dumps(report).encode())
+    del data, report
+    return loop(control)
+
+
 def main() -> NoReturn:
     """Entry: the control socket is fd 3."""
     try:
-        control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
-        data, _ = receive(control)
-        if not data:
-            os._exit(0)
-        report = prepare(json.loads(data))
-        control.send(json.dumps(report).encode())
-        channel = loop(control)
-        del control, data, report
+        kind = EXECUTED
+        while kind in (EXECUTED, ZYGOTE):
+            kind = begin(kind)
         gc.enable()
         reseed.restore()
+        server = handler.settle(CONTROL)
+        if hooks.MODULES[0] in sys.modules or hooks.MODULES[1] in sys.modules:
+            server.restored = hooks.run_after_restore
+        if kind == HALF_MADE:
+            _fork.finish(server.channel.fd)  # waits for the function
+            handler.announce(server.channel.fd)
     except BaseException as error:
         # Told to the log and to the library by the end of file; there is nobody to go on for.
         try:
             os.write(2, f"olsock: zygote failed: {type(error).__name__}: {error}\n".encode(errors="replace"))
         finally:
             os._exit(1)
-    handler.serve(channel)
+    handler.serve(CONTROL, server)
 
 
 if __name__ == "__main__":

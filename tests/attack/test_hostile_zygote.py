@@ -16,7 +16,6 @@ import pytest
 
 import olsock
 from olsock import host, identity
-from olsock import zygote as zygotes
 from olsock._core import seccomp
 from olsock.errors import ZygoteError
 from support.eventually import eventually
@@ -192,7 +191,7 @@ def test_a_zygote_that_does_not_fork_is_told(how, message, alive):
 
 
 def test_a_zygote_that_does_not_answer_is_killed(monkeypatch):
-    monkeypatch.setattr(zygotes, "FORK_TIMEOUT", 0.2)
+    monkeypatch.setattr("olsock.forks.TIMEOUT", 0.2)
     with hostile_zygote(HOSTILE="hang") as zygote:
         with pytest.raises(ZygoteError, match="was killed"):
             zygote.fork(HANDLERS, "probes:f")

@@ -59,7 +59,7 @@ def test_the_end_of_a_handler_is_told_even_without_its_zygote(zygote, code):
 def test_handlers_do_not_outlive_init(zygote, code):
     with zygote.fork(code) as fn:
         fn.wait_ready()
-        os.kill(zygote._box.pid, signal.SIGKILL)
+        os.kill(zygote._domain.box.pid, signal.SIGKILL)
         assert eventually(lambda: not fn.alive)
         assert eventually(lambda: not zygote.alive)
         with pytest.raises(InvocationError) as caught:
@@ -84,7 +84,7 @@ def test_a_zygote_beside_a_dead_one_goes_on(zygote, code):
 
 
 def test_a_stopped_zygote_is_given_up(zygote, code, monkeypatch):
-    monkeypatch.setattr("olsock.zygote.FORK_TIMEOUT", 0.2)
+    monkeypatch.setattr("olsock.forks.TIMEOUT", 0.2)
     os.kill(zygote.pid, signal.SIGSTOP)
     with pytest.raises(ZygoteError, match="was killed"):
         zygote.fork(code)

@@ -370,7 +370,7 @@ def test_aux_is_emptied_while_waiting(pair: Pair) -> None:
         printed.extend(data)
         return bool(data)
 
-    channel = Channel(pair.sock, aux=(read, drain))
+    channel = Channel(pair.sock, aux={read: drain})
 
     def talk() -> None:
         left = memoryview(bytes(1 << 20))
