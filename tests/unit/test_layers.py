@@ -19,7 +19,8 @@ pytestmark = pytest.mark.unit
 
 PACKAGES = {"olsock": ROOT / "olsock", "olsock_worker": ROOT / "worker" / "olsock_worker"}
 # What the worker may take of the library besides the names of `olsock` itself.
-TAKEN = {"olsock", "olsock.spec", "olsock.leftovers", "olsock.runtime.wire", "olsock._core.mounts"}
+TAKEN = {"olsock", "olsock.host", "olsock.interpreters", "olsock.leftovers", "olsock.packages", "olsock.spec"}
+TAKEN |= {"olsock.packages.requirements", "olsock.runtime.wire", "olsock._core.mounts"}
 
 
 def modules() -> dict[str, Path]:
@@ -158,7 +159,7 @@ def test_what_the_worker_takes_of_the_library() -> None:
     }
     assert taken <= TAKEN
     private = [name for name in KNOWN if name.startswith("olsock_worker") and "olsock._core.mounts" in GRAPH[name]]
-    assert private == ["olsock_worker.broker"]
+    assert private == ["olsock_worker.beneath"]
 
 
 def reachable(name: str) -> set[str]:
@@ -178,7 +179,7 @@ def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
     assert not broker & {
         f"olsock_worker.{name}" for name in ("http", "edge", "routes", "calls", "front", "unpack", "registry")
     }
-    assert not front & {f"olsock_worker.{name}" for name in ("broker", "zygotes", "worker", "state")}
+    assert not front & {f"olsock_worker.{name}" for name in ("broker", "installs", "zygotes", "worker", "state")}
     outside = {each.split(".")[0] for name in broker for each in imports(KNOWN[name].read_text())}
     assert not outside & {"httptools", "uvloop", "tarfile", "gzip", "yaml"}
 

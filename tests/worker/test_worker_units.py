@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from olsock_worker import broker_protocol, ol_yaml, responses
+from olsock_worker import broker_protocol, locks, ol_yaml, responses
 from olsock_worker.broker_protocol import Done, OomKills, Start, Started, Stop
+from olsock_worker.locks import Locks
 from olsock_worker.logs import FunctionLog, escape
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.settings import FunctionDefaults, Settings, SettingsError, load
@@ -97,7 +98,9 @@ tmpfs-size: 1M
 timeout: 2
 concurrency: 3
 queue: 0
+runtime: python3.12
 imports: [numpy, a.b, numpy]
+snapshot: true
 zygote: false
 debug: true
 handler: app.main:Handler.run
@@ -109,6 +112,14 @@ handler: app.main:Handler.run
     assert (config.tmpfs_size, config.timeout, config.concurrency, config.queue) == (1 << 20, 2.0, 3, 0)
     assert (config.imports, config.zygote, config.debug) == (("numpy", "a.b"), "off", True)
     assert config.handler == "app.main:Handler.run"
+    assert config.runtime == "python3.12" and config.snapshot
+
+
+def test_isolation_by_request_is_a_snapshot_and_no_reuse() -> None:
+    config = ol_yaml.parse(b"isolation: request\nreuse-sandbox: true\n", DEFAULTS)
+    assert config.snapshot and not config.reuse_sandbox
+    config = ol_yaml.parse(b"isolation: instance\n", DEFAULTS)
+    assert not config.snapshot and config.reuse_sandbox
 
 
 @pytest.mark.parametrize(
@@ -132,6 +143,10 @@ handler: app.main:Handler.run
         ("environment: {'A=B': x}", "environment"),
         ('environment: {A: "a\\0b"}', "environment"),
         ("zygote: maybe", "zygote"),
+        ("runtime: pypy3", "runtime"),
+        ("runtime: python3.12/../x", "runtime"),
+        ("isolation: none", "isolation"),
+        ("snapshot: 1", "snapshot"),
         ("memory: 1M\nmemory: 2M", "twice"),
         ("a: &x [1]\nb: *x", "aliases"),
         ("- 1", "object"),
@@ -243,6 +258,37 @@ def test_no_content_type_splits_a_reply(value: str) -> None:
 @pytest.mark.parametrize("value", ["application/json", "text/html; charset=utf-8", "image/svg+xml"])
 def test_ordinary_content_types_pass(value: str) -> None:
     assert responses.content_type_ok(value)
+
+
+# -- locks ---------------------------------------------------------------------------------------------------
+
+
+def test_locks_are_kept_by_version_and_pruned(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    kept = Locks(fd)
+    for number in range(12):
+        path = f"f/v{number}"
+        kept.write(path, locks.REQUIREMENTS, "six\n")
+        kept.write(path, locks.LOCK, f"lock {number}\n")
+        os.utime(tmp_path / f"f/v{number}.lock", (number, number))
+        os.utime(tmp_path / f"f/v{number}.in", (number, number))
+    kept.prune("f/v0")  # the oldest, and the current one
+    left = sorted(path.name for path in (tmp_path / "f").iterdir())
+    assert len(left) == 16 and "v0.lock" in left and "v11.lock" in left and "v1.lock" not in left
+    assert kept.read("f/v11") == "lock 11\n" and kept.read("f/v1") == "" == kept.read("g/v1")
+    kept.keep({"g"})
+    assert not list(tmp_path.iterdir())
+    os.close(fd)
+
+
+def test_what_is_no_lock_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(b"x" * (locks.LARGEST + 1))
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("long", "pipe"):
+        fd = os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK)
+        with pytest.raises(ValueError, match="at most"):
+            locks.read(fd)
+        os.close(fd)
 
 
 # -- messages ------------------------------------------------------------------------------------------------

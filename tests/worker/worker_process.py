@@ -54,6 +54,7 @@ class WorkerProcess:
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.pids: list[int] = []  # of all that were started
+        self.environment: dict[str, str] = {}  # beside our own
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -66,7 +67,13 @@ class WorkerProcess:
     def start(self) -> None:
         """Start, and wait until it is ready."""
         with open(self._stderr, "ab") as log:
-            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+            )
         self.pids.append(self.process.pid)
         end = time.monotonic() + READY_WITHIN
         while time.monotonic() < end:
@@ -119,13 +126,15 @@ class WorkerProcess:
 
     # -- functions ----------------------------------------------------------------------------------------------------
 
-    def deploy(self, name: str, code: str, yaml: str = "") -> None:
+    def deploy(self, name: str, code: str, yaml: str = "", **files: str) -> None:
         """Put a function into the registry, at once as far as anyone who looks can tell."""
         scratch = self.registry / f".{name}"
         scratch.mkdir()
         (scratch / "f.py").write_text(textwrap.dedent(code))
         if yaml:
             (scratch / "ol.yaml").write_text(textwrap.dedent(yaml))
+        for file, text in files.items():
+            (scratch / f"{file}.txt").write_text(textwrap.dedent(text))
         old = self.registry / f".{name}.old"
         if (self.registry / name).exists():
             (self.registry / name).rename(old)

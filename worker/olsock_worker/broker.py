@@ -15,18 +15,22 @@ import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import msgspec
 
 import olsock
-from olsock._core import mounts
 from olsock_worker import broker_protocol
+from olsock_worker.beneath import open_beneath
 from olsock_worker.broker_protocol import (
     Done,
     Drain,
     Failed,
+    Install,
+    Installed,
     OomKills,
     Registry,
+    Release,
     Serving,
     Start,
     Started,
@@ -34,6 +38,7 @@ from olsock_worker.broker_protocol import (
     ToFront,
     Zygotes,
 )
+from olsock_worker.installs import Busy, Installation, Installs
 from olsock_worker.logs import WorkerLog
 from olsock_worker.settings import Settings
 from olsock_worker.zygotes import Slot, ZygotePool
@@ -41,7 +46,17 @@ from olsock_worker.zygotes import Slot, ZygotePool
 _THREADS = 16
 _SLACK = 64  # instances that are being removed while their successors start
 _LATE = 5.0  # seconds that a draining front gets beyond its grace
+_LONGEST = 16 * 1024  # characters of what a resolver says that are passed on
 _FAILURES = (olsock.OlsockError, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Instance:
+    """One sandbox with a function in it, and what it needs for as long as it lives."""
+
+    function: olsock.Function
+    zygote: olsock.Zygote | None
+    installation: Installation
 
 
 class Broker:
@@ -53,6 +68,7 @@ class Broker:
         sock: socket.socket,
         front: subprocess.Popen[bytes],
         code_fd: int,
+        installs: Installs,
         on_serving: Callable[[], None],
         log: WorkerLog,
     ) -> None:
@@ -60,11 +76,12 @@ class Broker:
         self._sock = sock
         self._front = front
         self._code = code_fd
+        self._installs = installs
         self._on_serving = on_serving
         self._log = log
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker")
         self._numbers = itertools.count(1)
-        self._instances: dict[int, tuple[olsock.Function, olsock.Zygote | None]] = {}
+        self._instances: dict[int, _Instance] = {}
         self._pending = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = self._forced = False
@@ -111,7 +128,7 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         loop = asyncio.get_running_loop()
-        ends = [loop.run_in_executor(self._pool, _close_function, each) for each, _ in self._instances.values()]
+        ends = [loop.run_in_executor(self._pool, _close_function, each.function) for each in self._instances.values()]
         self._instances.clear()
         if ends:
             await asyncio.wait(ends, timeout=30.0)
@@ -132,13 +149,18 @@ class Broker:
         if message is None:
             asyncio.get_running_loop().remove_reader(self._sock.fileno())
         elif isinstance(message, Start):
-            self._begin(self._start(message))
+            self._begin(self._start(message, self._installs.hold(message.installation)))
         elif isinstance(message, Stop):
             self._begin(self._stop(message))
         elif isinstance(message, OomKills):
             self._begin(self._oom_kills(message))
         elif isinstance(message, Zygotes):
             self._zygotes.want(message.wanted)
+            self._send(Done(message.id))
+        elif isinstance(message, Install):
+            self._begin(self._install(message))
+        elif isinstance(message, Release):
+            self._installs.retire(message.installation)
             self._send(Done(message.id))
         elif isinstance(message, Registry):
             self._registry(message)
@@ -159,21 +181,19 @@ class Broker:
             if isinstance(error, BlockingIOError):  # the front has not read for a megabyte
                 self._kill_front()
 
-    async def _start(self, message: Start) -> None:
+    async def _start(self, message: Start, installation: Installation | None) -> None:
+        if installation is None:
+            self._send(Failed(message.id, "refused", f"there is no installation {message.installation}"))
+            return
         if len(self._instances) + self._pending >= self._settings.instances + _SLACK:
+            self._installs.release(installation)
             self._send(Failed(message.id, "busy", "too many instances"))
             return
         self._pending += 1
         try:
-            code = self._open_code(message.code)
+            number = await self._add(message, installation)
             try:
-                function, zygote = await self._make(message, f"/proc/self/fd/{code}")
-            finally:
-                os.close(code)
-            number = next(self._numbers)
-            self._instances[number] = (function, zygote)
-            try:
-                self._hand_over(message.id, number, function, zygote is not None)
+                self._hand_over(message.id, number)
             except BaseException:
                 await self._end(number)
                 raise
@@ -185,21 +205,28 @@ class Broker:
         finally:
             self._pending -= 1
 
-    def _open_code(self, path: str) -> int:
-        """Open a directory of the store. The front owns the store, so no link in it may lead anywhere else."""
-        if not path or path.startswith("/"):
-            raise olsock.SpecError("code", path, "a path below the store")
-        return mounts.resolve(
-            self._code,
-            path,
-            os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC,
-            mounts.BENEATH | mounts.NO_SYMLINKS | mounts.NO_MAGICLINKS,
-        )
+    async def _add(self, message: Start, installation: Installation) -> int:
+        """Make an instance, which keeps the use of the installation; return its number."""
+        try:
+            code = open_beneath(self._code, message.code, os.O_PATH | os.O_DIRECTORY, "code")
+            try:
+                function, zygote = await self._make(message, f"/proc/self/fd/{code}", installation)
+            finally:
+                os.close(code)
+        except BaseException:
+            self._installs.release(installation)
+            raise
+        number = next(self._numbers)
+        self._instances[number] = _Instance(function, zygote, installation)
+        return number
 
-    async def _make(self, message: Start, code: str) -> tuple[olsock.Function, olsock.Zygote | None]:
+    async def _make(
+        self, message: Start, code: str, installation: Installation
+    ) -> tuple[olsock.Function, olsock.Zygote | None]:
         """Fork from the zygote if there is one, or else begin a fresh interpreter."""
         loop = asyncio.get_running_loop()
-        slot = self._zygotes.find(message.imports) if message.zygote != "off" else None
+        forks = message.zygote != "off" and not installation.number
+        slot = self._zygotes.find(message.imports) if forks else None
         if slot is not None and message.zygote == "wait":
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(slot.ready.wait(), self._settings.start_timeout)
@@ -208,7 +235,7 @@ class Broker:
             function = await self._fork(slot, zygote, message, code)
             if function is not None:
                 return function, zygote
-        return await loop.run_in_executor(self._pool, self._cold, message, code), None
+        return await loop.run_in_executor(self._pool, self._cold, message, code, installation), None
 
     async def _fork(self, slot: Slot, zygote: olsock.Zygote, message: Start, code: str) -> olsock.Function | None:
         def fork() -> olsock.Function:
@@ -227,20 +254,20 @@ class Broker:
         slot.strikes = 0
         return function
 
-    def _cold(self, message: Start, code: str) -> olsock.Function:
-        settings = self._settings
+    def _cold(self, message: Start, code: str, installation: Installation) -> olsock.Function:
         return olsock.Function(
             code=code,
             handler=message.handler,
             env=message.env,
-            packages=settings.packages,
-            python=settings.python,
+            packages=[*installation.packages, *self._settings.packages],
+            python=installation.python,
             **_limits(message),
         )
 
-    def _hand_over(self, request: int, number: int, function: olsock.Function, forked: bool) -> None:
+    def _hand_over(self, request: int, number: int) -> None:
         """Give the front what it needs to run and to stop the instance, and nothing that could reach beyond it."""
-        handles = function.handles()
+        instance = self._instances[number]
+        forked, handles = instance.zygote is not None, instance.function.handles()
         fds = [handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd]
         events, memory = handles.memory_events, handles.memory
         fds += [fd for fd in (events, memory) if fd is not None]
@@ -254,19 +281,36 @@ class Broker:
         self._send(Done(message.id))
 
     async def _end(self, number: int) -> None:
-        function, zygote = self._instances.pop(number, (None, None))
-        if function is not None:
-            await asyncio.get_running_loop().run_in_executor(self._pool, _close_function, function)
-        if zygote is not None:
-            self._zygotes.release(zygote)
+        instance = self._instances.pop(number, None)
+        if instance is None:
+            return
+        await asyncio.get_running_loop().run_in_executor(self._pool, _close_function, instance.function)
+        if instance.zygote is not None:
+            self._zygotes.release(instance.zygote)
+        self._installs.release(instance.installation)
 
     async def _oom_kills(self, message: OomKills) -> None:
-        function, _ = self._instances.get(message.instance, (None, None))
-        kills = 0
-        if function is not None:
+        instance, kills = self._instances.get(message.instance), 0
+        if instance is not None:
             with contextlib.suppress(*_FAILURES):
-                kills = await asyncio.get_running_loop().run_in_executor(self._pool, function.oom_kills)
+                kills = await asyncio.get_running_loop().run_in_executor(self._pool, instance.function.oom_kills)
         self._send(Done(message.id, kills))
+
+    async def _install(self, message: Install) -> None:
+        try:
+            installation = await self._installs.install(message.path, message.runtime)
+        except Busy as error:
+            self._send(Failed(message.id, "busy", str(error)))
+        except Exception as error:  # whatever it was, someone waits for the answer
+            self._log("warning", "not_installed", path=message.path, error=str(error))
+            self._send(Failed(message.id, "refused", (str(error) or repr(error))[:_LONGEST]))
+        else:
+            fd = os.memfd_create("lock", os.MFD_CLOEXEC)
+            try:
+                os.write(fd, installation.lock.encode())
+                self._send(Installed(message.id, installation.number, installation.names), (fd,))
+            finally:
+                os.close(fd)
 
     def _registry(self, message: Registry) -> None:
         try:

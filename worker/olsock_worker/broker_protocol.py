@@ -1,7 +1,8 @@
 """What front and broker say to each other: one JSON message a SOCK_SEQPACKET packet, file descriptors beside it.
 
-The broker takes nothing on trust: every field is checked against these types, the code path is resolved beneath its
-own store, and packages, interpreter and registry are the broker's own settings, so the front cannot name a host path.
+The broker takes nothing on trust: every field is checked against these types, the paths of code and of locks are
+resolved beneath its own stores, packages and interpreters are named by the number that the broker gave out when it
+installed them, and the registry is its own setting, so the front cannot name a host path.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _BUFFER = 1 << 20
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Text = Annotated[str, msgspec.Meta(max_length=255)]
+_Path = Annotated[str, msgspec.Meta(max_length=512)]
 _Imports = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=200)]
 
 
@@ -32,7 +34,7 @@ class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Start(_Request, frozen=True, tag="start", kw_only=True):
     """Make an instance of the code at `code` (relative to the store)."""
 
-    code: Annotated[str, msgspec.Meta(max_length=512)]
+    code: _Path
     handler: _Text
     env: Annotated[dict[_Text, str], msgspec.Meta(max_length=1000)]
     memory: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 50)]
@@ -41,6 +43,7 @@ class Start(_Request, frozen=True, tag="start", kw_only=True):
     cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None
     imports: _Imports
     zygote: Literal["auto", "wait", "off"]
+    installation: Number = 0  # 0: the worker's own interpreter, and nothing installed
 
 
 class Stop(_Request, frozen=True, tag="stop", kw_only=True):
@@ -61,6 +64,19 @@ class Zygotes(_Request, frozen=True, tag="zygotes", kw_only=True):
     wanted: Annotated[tuple[_Imports, ...], msgspec.Meta(max_length=256)]
 
 
+class Install(_Request, frozen=True, tag="install", kw_only=True):
+    """Install what the lock at `path` (relative to the locks) names, or what its requirements resolve to."""
+
+    path: _Path
+    runtime: _Text  # such as "python3.12"; "": the worker's own interpreter
+
+
+class Release(_Request, frozen=True, tag="release", kw_only=True):
+    """An installation starts no instance any more; its packages go, if they have to, after the last one."""
+
+    installation: Number
+
+
 class Registry(_Request, frozen=True, tag="registry"):
     """Open the registry directory anew (it may have been replaced)."""
 
@@ -70,7 +86,7 @@ class Serving(_Request, frozen=True, tag="serving"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """First message to the front. Descriptors: listening socket, code store, logs."""
+    """First message to the front. Descriptors: listening socket, code store, logs, locks."""
 
     settings: Settings
     uid: int
@@ -97,6 +113,14 @@ class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=
     memory: bool = False
 
 
+class Installed(msgspec.Struct, frozen=True, tag="installed", forbid_unknown_fields=True):
+    """What a function requires is there. Descriptor: a file with the text of the lock, at most `locks.LARGEST` bytes."""
+
+    id: int
+    installation: int
+    packages: tuple[str, ...]  # "name==version"
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=True):
     """A request was not carried out. `busy` means that it may work later."""
 
@@ -118,8 +142,8 @@ class Drain(msgspec.Struct, frozen=True, tag="drain", forbid_unknown_fields=True
     """Stop accepting, finish what runs, exit."""
 
 
-ToBroker = Start | Stop | OomKills | Zygotes | Registry | Serving
-ToFront = Hello | Done | Started | Failed | ZygoteState | Drain
+ToBroker = Start | Stop | OomKills | Zygotes | Install | Release | Registry | Serving
+ToFront = Hello | Done | Started | Installed | Failed | ZygoteState | Drain
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_broker = msgspec.json.Decoder(ToBroker).decode

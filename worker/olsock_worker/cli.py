@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import select
 import signal
 import sys
+from urllib.parse import quote
 
 import click
 
-from olsock_worker.settings import SettingsError, load
+from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
 
-_STATE = "/run/olsock-worker"
 _state_option = click.option(
     "--state",
     metavar="DIR",
-    default=_STATE,
+    default=STATE,
     show_default=True,
     envvar="OLSOCK_WORKER_STATE",
     help="State directory of the worker.",
@@ -37,7 +38,7 @@ def main() -> None:
     Examples:
       mkdir -p registry/hello
       echo 'def f(event): return {"hello": event.get("name")}' > registry/hello/f.py
-      olsock-worker up --registry registry --state /run/olsock-worker
+      olsock-worker up --registry registry --state state
       curl -d '{"name": "you"}' http://127.0.0.1:5000/run/hello
     """
 
@@ -56,7 +57,7 @@ def main() -> None:
     metavar="DIR",
     type=click.Path(),
     envvar="OLSOCK_WORKER_STATE",
-    help=f"State directory.  [default: {_STATE}]",
+    help=f"State directory.  [default: {STATE}]",
 )
 @click.option(
     "--user",
@@ -129,16 +130,26 @@ def status(state: str) -> None:
     if not worker.port:
         click.echo("starting")
         sys.exit(1)
-    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=5.0)
-    try:
-        connection.request("GET", "/status")
-        response = connection.getresponse()
-        click.echo(response.read(), nl=False)
-    except (OSError, http.client.HTTPException) as error:
-        raise click.ClickException(
-            f"pid {worker.pid} does not answer on {worker.host}:{worker.port}: {error}"
-        ) from None
-    sys.exit(0 if response.status == 200 else 1)
+    code, data = _get(worker, "/status")
+    click.echo(data, nl=False)
+    sys.exit(0 if code == 200 else 1)
+
+
+@main.command()
+@_state_option
+@click.argument("name")
+def lock(state: str, name: str) -> None:
+    """Print what the requirements of the function NAME were resolved to.
+
+    The text is a requirements file with exact versions and hashes. It is empty for a function that requires nothing.
+    """
+    status, data = _get(_running(state), f"/status?function={quote(name, safe='')}")
+    if status != 200:
+        raise click.ClickException(f"{name}: there is no such function")
+    shown = json.loads(data)
+    if "version" not in shown:
+        raise click.ClickException(f"{name}: {shown.get('error', 'it is being installed')}")
+    click.echo(shown.get("lock", ""), nl=False)
 
 
 @main.command()
@@ -172,6 +183,19 @@ def down(state: str, timeout: float, force: bool) -> None:
     finally:
         os.close(pidfd)
     raise click.ClickException(f"pid {worker.pid} still runs after {timeout:g} s; --force cuts its requests off")
+
+
+def _get(worker: Running, path: str) -> tuple[int, bytes]:
+    """Ask a worker for one of its own pages; return the status and the body."""
+    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=5.0)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise click.ClickException(
+            f"pid {worker.pid} does not answer on {worker.host}:{worker.port}: {error}"
+        ) from None
 
 
 def _running(state: str) -> Running:

@@ -81,6 +81,7 @@ class Fleet:
             cpus=config.cpus,
             imports=config.imports,
             zygote=config.zygote,
+            installation=deployment.installation,
         )
         if not self._broker.request(message, lambda reply, fds: self._started(starting, reply, fds)):
             return False

@@ -18,9 +18,11 @@ import uvloop
 from olsock_worker import broker_protocol, privileges
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Hello, Serving, Zygotes, ZygoteState
+from olsock_worker.deployer import Deployer
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
+from olsock_worker.locks import Locks
 from olsock_worker.logs import FunctionLog, WorkerLog
 from olsock_worker.registry import Changes, Deployment, Registry
 from olsock_worker.routes import Routes
@@ -35,7 +37,13 @@ class Front:
     """Owns everything of this process."""
 
     def __init__(
-        self, settings: Settings, sock: socket.socket, listener: socket.socket, code_fd: int, logs_fd: int
+        self,
+        settings: Settings,
+        sock: socket.socket,
+        listener: socket.socket,
+        code_fd: int,
+        logs_fd: int,
+        locks_fd: int,
     ) -> None:
         self._settings = settings
         self._listener = listener
@@ -43,7 +51,9 @@ class Front:
         self._log = WorkerLog("front")
         self._broker = BrokerClient(sock, self._on_zygote, self._on_drain, self._on_broker_end)
         self._fleet = Fleet(settings, self._broker)
-        self._routes = Routes(self._fleet, self._log)
+        self._locks = Locks(locks_fd)
+        self._deployer = Deployer(self._broker, self._locks, self._on_deployable, self._on_failure)
+        self._routes = Routes(self._fleet, self._deployer, self._locks, self._log)
         self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
         self._routes.edge = self._edge
         self._registry = Registry(code_fd, settings)
@@ -113,39 +123,68 @@ class Front:
         for deployment in changes.deployed:
             self._deploy(deployment)
         for name, why in changes.failed.items():
-            self._log("error", "not_deployed", function=name, why=why)
-            if name in functions:
-                functions[name].error = why
+            self._abandon(name)
+            self._on_failure(name, why)
         for name in changes.removed:
+            self._abandon(name)
+            self._routes.failures.pop(name, None)
             function = functions.pop(name, None)
             if function is not None:
                 self._log("info", "removed", function=name)
-                self._garbage.add(function.deployment.path)
+                self._retire(function.deployment)
                 function.close()
-        if changes.deployed or changes.removed:
+        if changes.removed:
             self._want_zygotes()
 
     def _deploy(self, deployment: Deployment) -> None:
+        """Go over to what is new in the registry, as soon as what it requires is there."""
+        self._abandon(deployment.name)
+        function = self._fleet.functions.get(deployment.name)
+        if function is not None and function.deployment.version == deployment.version:
+            function.error = ""  # it was changed, and changed back
+        else:
+            self._deployer.deploy(deployment)
+
+    def _abandon(self, name: str) -> None:
+        """Give up a version that was being installed, or failed to be: it is not the newest any more."""
+        pending = self._deployer.forget(name)
+        if pending is not None:
+            self._garbage.add(pending.path)
+
+    def _on_deployable(self, deployment: Deployment) -> None:
         functions = self._fleet.functions
         function = functions.get(deployment.name)
+        self._routes.failures.pop(deployment.name, None)
         if function is None:
             settings = self._settings
             log = FunctionLog(self._logs, deployment.name, int(settings.log_bytes), settings.log_files)
             functions[deployment.name] = Function(deployment, self._fleet, log, self._log)
-        elif function.deployment.version != deployment.version:
-            self._garbage.add(function.deployment.path)
-            function.update(deployment)
         else:
-            function.error = ""
+            self._retire(function.deployment)
+            function.update(deployment)
         self._log("info", "deployed", function=deployment.name, version=deployment.version)
+        self._want_zygotes()
+
+    def _on_failure(self, name: str, why: str) -> None:
+        self._log("error", "not_deployed", function=name, why=why)
+        function = self._fleet.functions.get(name)
+        if function is not None:
+            function.error = why
+        else:
+            self._routes.failures[name] = why
+
+    def _retire(self, deployment: Deployment) -> None:
+        """Note that a version is not current any more. The broker keeps what its instances use."""
+        self._garbage.add(deployment.path)
+        self._deployer.release(deployment)
 
     def _want_zygotes(self) -> None:
         wanted = {each.config.imports for each in self._fleet.functions.values() if each.config.zygote != "off"}
         self._broker.request(Zygotes(id=self._broker.number(), wanted=tuple(sorted(wanted))), lambda _reply, _fds: None)
 
     async def _collect(self) -> None:
-        """Remove the code of versions that are neither current nor running."""
-        current = {each.deployment.path for each in self._fleet.functions.values()}
+        """Remove the code of versions that are neither current nor running, and the locks of functions that are gone."""
+        current = {each.deployment.path for each in self._fleet.functions.values()} | self._deployer.paths
         running = {each.deployment.path for each in self._fleet.instances}
         starting = {f"{each.name}/{version}" for each in self._fleet.functions.values() for version in each.live}
         loop = asyncio.get_running_loop()
@@ -153,6 +192,7 @@ class Front:
             self._garbage.discard(path)
             if path not in current:
                 await loop.run_in_executor(None, self._registry.forget, path)
+        await loop.run_in_executor(None, self._locks.keep, self._registry.names)
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 
@@ -201,7 +241,7 @@ def main() -> int:
     listener.setblocking(False)
 
     async def serve() -> None:
-        await Front(hello.settings, sock, listener, fds[1], fds[2]).run()
+        await Front(hello.settings, sock, listener, *fds[1:]).run()
 
     uvloop.run(serve())
     sys.stdout.flush()

@@ -21,6 +21,7 @@ _Handler = Annotated[
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_.]*$", max_length=200
     ),
 ]
+_Runtime = Annotated[str, msgspec.Meta(pattern=r"^python3\.[0-9]{1,2}$")]
 _Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
 
 
@@ -47,7 +48,10 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     timeout: Seconds | None = None
     concurrency: Count | None = None
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
+    runtime: _Runtime | None = None
     imports: Annotated[list[_Module], msgspec.Meta(max_length=200)] = []
+    snapshot: bool = False
+    isolation: Literal["instance", "request"] = "instance"
     zygote: bool | Literal["auto", "wait", "off"] | None = None
     debug: bool = False
     handler: _Handler = "f:f"
@@ -66,7 +70,9 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     timeout: float
     concurrency: int
     queue: int
+    runtime: str  # "": the worker's own interpreter, or the one of its settings
     imports: tuple[str, ...]
+    snapshot: bool
     zygote: Literal["auto", "wait", "off"]
     debug: bool
     handler: str
@@ -110,13 +116,13 @@ def parse(text: bytes, defaults: FunctionDefaults) -> FunctionConfig:
 
 
 def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
-    zygote = given.zygote
+    zygote, alone = given.zygote, given.isolation == "request"
     if isinstance(zygote, bool):
         zygote = "auto" if zygote else "off"
     return FunctionConfig(
         methods=_methods(given.triggers),
         environment={name: _text(value) for name, value in given.environment.items()},
-        reuse_sandbox=given.reuse_sandbox,
+        reuse_sandbox=given.reuse_sandbox and not alone,
         memory=_size(given.memory, defaults.memory, "memory"),
         cpus=_or(given.cpus, defaults.cpus),
         pids=_or(given.pids, defaults.pids),
@@ -124,7 +130,9 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         timeout=_or(given.timeout, defaults.timeout),
         concurrency=_or(given.concurrency, defaults.concurrency),
         queue=_or(given.queue, defaults.queue),
+        runtime=given.runtime or "",
         imports=tuple(dict.fromkeys(given.imports)),
+        snapshot=given.snapshot or alone,
         zygote=_or(zygote, defaults.zygote),
         debug=given.debug,
         handler=given.handler,

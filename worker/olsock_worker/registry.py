@@ -15,6 +15,8 @@ import stat
 
 import msgspec
 
+import olsock
+from olsock.packages import requirements
 from olsock_worker import ol_yaml, unpack
 from olsock_worker.ol_yaml import FunctionConfig, FunctionError
 from olsock_worker.settings import Settings
@@ -30,6 +32,9 @@ class Deployment(msgspec.Struct, frozen=True):
     name: str
     version: str
     config: FunctionConfig
+    requirements: tuple[str, ...] = ()  # as it names them
+    installation: int = 0  # the broker's number for what they were resolved to and for the interpreter
+    packages: tuple[str, ...] = ()  # "name==version" of all that is installed for it
 
     @property
     def path(self) -> str:
@@ -77,6 +82,11 @@ class Registry:
             del self._seen[name]
         return Changes(deployed, failed, removed)
 
+    @property
+    def names(self) -> set[str]:
+        """All that the latest look found, whether it could be deployed or not."""
+        return set(self._seen)
+
     def forget(self, path: str) -> None:
         """Remove a version that nothing runs any more. Blocks on the disk."""
         shutil.rmtree(path, ignore_errors=True, dir_fd=self._store)
@@ -111,10 +121,11 @@ class Registry:
             target = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._store)
             try:
                 version = self._copy(registry_fd, entry, target)
-                config = self._config(target)
+                config, file = self._config(target)
+                required = _requirements(target, file)
             finally:
                 os.close(target)
-            deployment = Deployment(name, version, config)
+            deployment = Deployment(name, version, config, required)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=self._store)
             # ENOTEMPTY: the same contents are there already, from before they were changed and changed back.
@@ -139,16 +150,35 @@ class Registry:
             os.close(fd)
         return copy.version
 
-    def _config(self, code_fd: int) -> FunctionConfig:
-        try:
-            with open(os.open(ol_yaml.NAME, _OPEN, dir_fd=code_fd), "rb") as file:
-                text = file.read(ol_yaml.LARGEST + 1)
-        except FileNotFoundError:
-            text = b""
-        config = ol_yaml.parse(text, self._settings.function)
+    def _config(self, code_fd: int) -> tuple[FunctionConfig, str]:
+        """Return the configuration and the file of the handler's module."""
+        config = ol_yaml.parse(_read(code_fd, ol_yaml.NAME, ol_yaml.LARGEST + 1) or b"", self._settings.function)
         module = config.handler.partition(":")[0].replace(".", "/")
         for candidate in (f"{module}.py", f"{module}/__init__.py"):
             with contextlib.suppress(OSError):
                 os.stat(candidate, dir_fd=code_fd)
-                return config
+                return config, candidate
         raise FunctionError(f"handler {config.handler!r}: there is no {module}.py")
+
+
+def _requirements(code_fd: int, handler_file: str) -> tuple[str, ...]:
+    """Return what the code says that it requires, checked but not resolved."""
+
+    def read(name: str) -> bytes | None:
+        data = _read(code_fd, name, requirements.MAX_FILE + 1)
+        # Code may be long, or in another encoding, as long as it has nothing to say about this.
+        return None if name == handler_file and data is not None and b"# /// script" not in data else data
+
+    try:
+        return requirements.collect(read, handler_file)
+    except olsock.OlsockError as error:
+        raise FunctionError(str(error)) from None
+
+
+def _read(code_fd: int, name: str, size: int) -> bytes | None:
+    """Return the first `size` bytes of a file of a function, None if there is none."""
+    try:
+        with open(os.open(name, _OPEN, dir_fd=code_fd), "rb") as file:
+            return file.read(size)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from time import monotonic
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
 
 import msgspec
 import psutil
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.calls import Call
+    from olsock_worker.deployer import Deployer
     from olsock_worker.edge import Edge
     from olsock_worker.fleet import Fleet
+    from olsock_worker.locks import Locks
     from olsock_worker.logs import WorkerLog
 
 _RUN = b"/run/"
@@ -31,10 +35,13 @@ _KNOWN = frozenset(METHODS)
 class Routes:
     """The path table, and what the two pages of its own show."""
 
-    def __init__(self, fleet: Fleet, log: WorkerLog) -> None:
+    def __init__(self, fleet: Fleet, deployer: Deployer, locks: Locks, log: WorkerLog) -> None:
         self.edge: Edge
         self.zygotes: dict[tuple[str, ...], ZygoteState] = {}
+        self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self._fleet = fleet
+        self._deployer = deployer
+        self._locks = locks
         self._log = log
         self._begun = monotonic()
         self._refused: dict[str, int] = {}
@@ -48,7 +55,7 @@ class Routes:
             if path.startswith(_RUN):
                 self._run(call, path, query)
             elif path == b"/status":
-                self._page(call, self._status, 503 if self.edge.draining else 200)
+                self._status_page(call, query)
             elif path == b"/stats":
                 self._page(call, self._stats, 200)
             else:
@@ -61,7 +68,10 @@ class Routes:
         name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
         function = self._fleet.functions.get(name)
         if function is None:
-            self._error(call, 404, "unknown_function", "there is no such function")
+            if name in self._deployer.pending:
+                self._error(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))
+            else:
+                self._error(call, 404, "unknown_function", "there is no such function")
             return
         methods = function.config.methods
         if call.method not in (methods or _KNOWN):
@@ -71,6 +81,31 @@ class Routes:
             return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)
+
+    def _status_page(self, call: Call, query: bytes) -> None:
+        """Show everything, or with `?function=NAME` one function with what it requires and its lock."""
+        names = parse_qs(query.decode("ascii", "replace"), max_num_fields=4).get("function", [])
+        if not names or call.method not in _READ:
+            self._page(call, self._status, 503 if self.edge.draining else 200)
+        elif names[0] not in self._names():
+            self._error(call, 404, "unknown_function", "there is no such function")
+        else:
+            self._one(call, names[0])
+
+    def _one(self, call: Call, name: str) -> None:
+        function = self._fleet.functions.get(name)
+        shown = self._function(name)
+        if function is None or not function.deployment.installation:
+            self._page(call, lambda: shown, 200)
+            return
+        deployment = function.deployment
+        shown |= {"requires": deployment.requirements, "packages": deployment.packages}
+
+        def answer(read: asyncio.Future[str]) -> None:
+            shown["lock"] = "" if read.exception() is not None else read.result()
+            self._page(call, lambda: shown, 200)
+
+        asyncio.get_running_loop().run_in_executor(None, self._locks.read, deployment.path).add_done_callback(answer)
 
     def _page(self, call: Call, make: Callable[[], object], status: int) -> None:
         if call.method not in _READ:
@@ -95,13 +130,35 @@ class Routes:
         return {
             "status": "draining" if self.edge.draining else "ready",
             "uptime_s": round(monotonic() - self._begun, 3),
-            "functions": {name: self._function(function) for name, function in sorted(self._fleet.functions.items())},
+            "functions": {name: self._function(name) for name in self._names()},
             "instances": self._fleet.states(),
             "zygotes": self._zygotes(),
         }
 
-    def _function(self, function: Function) -> dict[str, object]:
-        shown: dict[str, object] = {"version": function.deployment.version, "instances": function.count}
+    def _names(self) -> list[str]:
+        """Return every function: those that run, those that are on the way, and those that failed."""
+        return sorted({*self._fleet.functions, *self._deployer.pending, *self.failures})
+
+    def _function(self, name: str) -> dict[str, object]:
+        shown: dict[str, object] = {}
+        function = self._fleet.functions.get(name)
+        if function is not None:
+            shown = self._running(function)
+        elif name in self.failures:
+            shown["error"] = self.failures[name]
+        if name in self._deployer.pending:
+            shown["deploying"] = self._deployer.pending[name]
+        return shown
+
+    def _running(self, function: Function) -> dict[str, object]:
+        deployment = function.deployment
+        shown: dict[str, object] = {
+            "version": deployment.version,
+            "instances": function.count,
+            "packages": len(deployment.packages),
+        }
+        if function.config.runtime:
+            shown["runtime"] = function.config.runtime
         if function.error:
             shown["error"] = function.error
         if function.config.zygote == "off":

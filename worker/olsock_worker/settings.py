@@ -16,6 +16,7 @@ Checked = TypeVar("Checked", bound=msgspec.Struct)
 Size = int | str  # "128M" or bytes; turned into bytes by `parse_size`
 
 FRONT_USER = "olsock"
+STATE = "/var/lib/olsock/worker"
 
 
 class SettingsError(ValueError):
@@ -57,10 +58,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 5000
     registry: str = "/var/lib/olsock/registry"
-    state: str = "/run/olsock-worker"
+    state: str = STATE
     user: str = ""  # "": the user `olsock` if there is one, else the id block that olsock keeps for its host side
     packages: list[str] = []
     python: str | None = None
+    pythons: list[str] = []  # interpreters beside those that are found on the host
+    package_store: str = ""  # what functions require is installed here; "": `packages` in the state directory
+    package_bytes: Size = "10G"
+    package_network: Literal["bridge", "host"] = "bridge"  # of the sandboxes that resolve and install
+    allow_source: bool = False  # build packages that have no wheel
+    install_timeout: Seconds = 300.0
+    installs: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2  # at one time
     registry_check: Seconds = 5.0
     grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.02
     drain: Seconds = 30.0
@@ -103,7 +111,7 @@ def _with_bytes(settings: Settings) -> Settings:
         function=_sizes(function, "function.", ("memory", "tmpfs_size")),
         **{
             name: parse_size(getattr(settings, name), name)
-            for name in ("memory_budget", "memory_floor", "zygote_memory", "code", "log_bytes")
+            for name in ("memory_budget", "memory_floor", "zygote_memory", "code", "log_bytes", "package_bytes")
         },
     )
 

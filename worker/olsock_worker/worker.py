@@ -9,16 +9,22 @@ import socket
 import subprocess
 import sys
 from time import perf_counter
+from typing import NoReturn
 
 import prctl
 
-from olsock import leftovers
+import olsock
+from olsock import host as owned
+from olsock import interpreters, leftovers
 from olsock_worker import broker_protocol, privileges
 from olsock_worker.broker import Broker
 from olsock_worker.broker_protocol import Hello
+from olsock_worker.installs import Installs
 from olsock_worker.logs import WorkerLog
 from olsock_worker.settings import Settings, SettingsError
 from olsock_worker.state import Running, StateDirectory
+
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def up(settings: Settings) -> int:
@@ -54,6 +60,11 @@ def _check_paths(settings: Settings) -> None:
     for package in settings.packages:
         if not os.path.isabs(package) or not os.path.isdir(package):
             raise SettingsError(f"packages={package!r}: not an absolute path of a directory")
+    if settings.pythons:
+        try:
+            interpreters.find(settings.pythons)
+        except olsock.SpecError as error:
+            raise SettingsError(f"pythons: {error}") from None
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -79,7 +90,9 @@ def _serve(
     begun: float,
 ) -> int:
     host, port = listener.getsockname()[:2]
-    code_fd, logs_fd = state.directories(*ids)
+    code_fd, logs_fd, locks_fd = state.directories(*ids)
+    store = settings.package_store or str(state.path / "packages")
+    installs = Installs(settings, store, _index_environment(), locks_fd, log)
     ours, theirs = broker_protocol.socketpair()
     # A fresh program rather than a fork: nothing that root has in memory is in the front's.
     front = subprocess.Popen(
@@ -92,7 +105,7 @@ def _serve(
     )
     try:
         theirs.close()
-        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd))
+        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd, locks_fd))
         listener.close()
         os.close(logs_fd)
         ours.setblocking(False)
@@ -103,14 +116,30 @@ def _serve(
             _notify(b"READY=1")
 
         async def serve() -> int:
-            return await Broker(settings, ours, front, code_fd, on_serving, log).run()
+            return await Broker(settings, ours, front, code_fd, installs, on_serving, log).run()
 
-        return asyncio.run(serve())
+        status = asyncio.run(serve())
+        if installs.busy:
+            _abandon(state, status)
+        return status
     finally:
         front.kill()
         front.wait()
         ours.close()
         os.close(code_fd)
+        os.close(locks_fd)
+
+
+def _abandon(state: StateDirectory, status: int) -> NoReturn:
+    """End while packages are being installed: Python would wait for those threads, and they may wait for an index."""
+    state.release()
+    owned.close()
+    os._exit(status)
+
+
+def _index_environment() -> dict[str, str]:
+    """Return what our own environment says about package indexes. It may hold secrets, so it is the broker's alone."""
+    return {name: value for name, value in os.environ.items() if name.startswith("UV_") or name in _CERTIFICATES}
 
 
 def _bracketed(host: str) -> str:
