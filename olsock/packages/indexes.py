@@ -22,7 +22,7 @@ _OURS = re.compile(
     r"UV_(?:CACHE_DIR|NO_CACHE|CONFIG_FILE|NO_CONFIG|ENV_FILE|WORKING_DIR|PROJECT\w*|PYTHON\w*|MANAGED_PYTHON|NO_MANAGED_PYTHON"
     r"|SYSTEM_PYTHON|BREAK_SYSTEM_PACKAGES|LINK_MODE|COMPILE_BYTECODE|TOOL\w*|INSTALL\w*|UNMANAGED_INSTALL|CREDENTIALS_DIR"
     r"|CONSTRAINT|OVERRIDE|EXCLUDE|BUILD_CONSTRAINT|NO_BUILD\w*|NO_BINARY\w*|ONLY_BINARY\w*|NO_VERIFY_HASHES|REQUIRE_HASHES"
-    r"|LOG\w*|NO_PROGRESS|NO_COLOR|TARGET|PREFIX|NO_EDITABLE|FROZEN|LOCKED|NO_SYNC|PREVIEW\w*|STACK_SIZE)"
+    r"|NO_INDEX|LOG\w*|NO_PROGRESS|NO_COLOR|TARGET|PREFIX|NO_EDITABLE|FROZEN|LOCKED|NO_SYNC|PREVIEW\w*|STACK_SIZE)"
 )
 
 
@@ -32,6 +32,7 @@ class Sources:
 
     environment: dict[str, str] = field(default_factory=dict)
     binds: list[Bind] = field(default_factory=list)
+    no_index: bool = False  # only directories of wheels; uv itself has an option for that, but no variable
 
     def bind(self, path: str, setting: str) -> str:
         """Bind a file or directory of the host, once, and return where it is inside."""
@@ -47,7 +48,7 @@ class Sources:
 
 def of(environment: Mapping[str, str]) -> Sources:
     """Return what of an environment reaches uv: `UV_*`, `SSL_CERT_FILE` and `SSL_CERT_DIR`."""
-    found = Sources()
+    found = Sources(no_index=environment.get("UV_NO_INDEX", "").lower() in ("1", "true", "yes", "on"))
     for name in sorted(environment):
         value = environment[name]
         if name in _LISTS:

@@ -21,7 +21,7 @@ MAX_PATH = 1024  # bytes
 BLOCK = 4096  # what a file takes is rounded up to
 LEFT_OUT = frozenset({".lock"})  # of the top: uv's own
 
-# How a distribution was installed and compiled, rather than what was: not part of its digest.
+# How a distribution was installed, rather than what was: not part of its digest. Bytecode is: it is what runs.
 _INCIDENTAL = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"})
 _BUFFER = 1 << 20
 
@@ -128,7 +128,7 @@ def _own(fd: int, mode: int) -> None:
 
 def _incidental(path: str) -> bool:
     parts = path.split("/")
-    return "__pycache__" in parts or (parts[0].endswith(".dist-info") and parts[-1] in _INCIDENTAL)
+    return parts[0].endswith(".dist-info") and parts[-1] in _INCIDENTAL
 
 
 def _refused(path: str, why: str) -> PackageError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -87,6 +87,10 @@ class Lock:
         """The lock as text, which `parse` reads."""
         head = [_HEAD, f"# python {self.tag}", *(f"# requires {line}" for line in self.requirements)]
         return "\n".join(head) + "\n" + "".join(pin.text for pin in self.pins)
+
+    def restrict(self, packages: Collection[str]) -> Lock:
+        """Return the lock of just these of its packages ("name==version"), as it pins them."""
+        return Lock(self.tag, (), tuple(pin for pin in self.pins if str(pin) in packages))
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -51,6 +51,8 @@ def parse(line: str, field: str = "requirement") -> Wanted:
         raise SpecError(field, line[:200], ACCEPTED)
     if bare.startswith("-"):
         raise SpecError(field, bare[:200], ACCEPTED + "; options are not (the worker's configuration names indexes)")
+    if bare.endswith((".whl", ".zip", ".tar.gz")):
+        raise SpecError(field, bare[:200], ACCEPTED + "; a file is none")
     if "${" in bare:
         raise SpecError(field, bare[:200], ACCEPTED + "; variables are not expanded")
     try:

@@ -10,11 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Literal
 
 import msgspec
-from packaging.utils import canonicalize_name
+from packaging.utils import canonicalize_name, canonicalize_version
 
 from olsock import interpreters, rootfs
 from olsock.errors import KernelError, SpecError
@@ -206,7 +205,7 @@ class PackageStore(Owned):
         try:
             record = PackageRecord(str(pin), tree.bytes, closures.modules(fd))
             _sync(fd)
-            name = f"{pin.name}-{pin.version}-{tree.digest[:16]}"
+            name = f"{pin.name}-{pin.version}-{tree.digest[:32]}"
             with self._layout.mutex():
                 known = hold(tag.fd, name)
                 if known is None:
@@ -277,8 +276,9 @@ def _runtime(tag: str, python: str | os.PathLike[str] | None) -> Runtime:
 def _check(pin: Pin, tree: intake.Tree) -> None:
     """That there is exactly the distribution that was asked for."""
     found = [path for path in tree.directories if "/" not in path and path.endswith(".dist-info")]
-    names = [canonicalize_name(PurePath(path).stem.rpartition("-")[0]) for path in found]
-    if names != [pin.name]:
+    parts = [path.removesuffix(".dist-info").rpartition("-") for path in found]
+    names = [(canonicalize_name(name), canonicalize_version(version)) for name, _, version in parts]
+    if names != [(pin.name, canonicalize_version(pin.version))]:
         raise PackageError(f"{pin} was installed as {quote(', '.join(found).encode()) or 'nothing'}")
 
 

@@ -51,6 +51,9 @@ class Uv:
 
         self.network, self.timeout = network, timeout
         self._sources = indexes.of(environment)
+        # Where there is no network, an index is only of use if it is a directory.
+        elsewhere = network != "none" or any("INDEX" in name for name in self._sources.environment)
+        self._no_index = ["--no-index"] if self._sources.no_index or not elsewhere else []
         self._limit = limit  # bytes of one installed distribution
         self._binds = [Bind(os.path.realpath(uv.find_uv_bin()), UV), *self._sources.binds]
 
@@ -82,7 +85,7 @@ class Uv:
         try:
             with Sandbox(network=self.network, binds=binds, env=env, **options) as box:
                 with _watched(box, work, 2 * self._limit) as problem:
-                    command = [UV, *argv, "--python", runtime.path]
+                    command = [UV, *argv, *self._no_index, "--python", runtime.path]
                     try:
                         text = "".join(f"{line}\n" for line in lines).encode()
                         done = box.run(command, input=text, timeout=self.timeout, output_limit=OUTPUT)
