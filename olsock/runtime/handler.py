@@ -297,7 +297,7 @@ class Streams:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-        except Exception:
+        except BaseException:  # SystemExit too, if it is somebody's own object
             self.mend()
 
     def mend(self) -> None:
@@ -314,7 +314,7 @@ class Streams:
             stream = getattr(sys, name, None)
             try:
                 broken = stream is None or stream.closed
-            except Exception:
+            except BaseException:
                 broken = False  # somebody's own object without that attribute
             if broken:
                 errors = "backslashreplace" if fd == 2 else "surrogateescape"
