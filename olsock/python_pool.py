@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from typing import Any
 
 from olsock import interpreters, rootfs
-from olsock._core import process
 from olsock.deadline import Deadline
 from olsock.errors import (
     DeadlineError,
@@ -39,8 +38,7 @@ from olsock.turns import Turns
 from olsock.zygote import Zygote
 
 CODE = f"{rootfs.runtime_directory()}/exec"
-MODULE = "snippet"
-HANDLER = f"{MODULE}:run"
+HANDLER = "snippet:run"
 MAX_REQUEST = 16 * 1024 * 1024
 """Bytes of source and inputs together, as JSON."""
 MAX_SIZE = 1024
@@ -93,19 +91,22 @@ class PythonPool(Owned):
         self._lock = threading.Condition()
         self._calls: set[Call] = set()
         python = python if python is None or os.sep in os.fspath(python) else interpreters.get(python).path
-        names = [MODULE, *imports] if not isinstance(imports, str | bytes) else imports
         options: dict[str, Any] = {
             "python": python,
             "network": network,
             "memory": zygote_memory,
             "timeout": import_timeout,
+            "code": CODE,
+            "handler": HANDLER,
             "spare": size,
+            "blanks": size,
+            "separate_stderr": True,
         }
-        ZygoteSpec.parse(names, packages, **options)
+        ZygoteSpec.parse(imports, packages, **options)
         with ExitStack() as stack:
             installed = _install(requirements, store, python, stack) if requirements else []
-            options["packages"] = [*installed, *packages, CODE]
-            self._lineage = Lineage(lambda: Zygote(names, **options))
+            options["packages"] = [*installed, *packages]
+            self._lineage = Lineage(lambda: Zygote(imports, **options))
             self._held = stack.pop_all()  # the closure, for successors too
         self._own()
 
@@ -225,7 +226,7 @@ class Call:
             with self._pool._lineage.hold(self.deadline) as zygote:
                 began = time.monotonic()
                 try:
-                    made = zygote.fork(CODE, HANDLER, **self._pool._limits)
+                    made = zygote.fork(**self._pool._limits)
                 except ZygoteError as error:
                     self._pool._lineage.depose(zygote, str(error))
                     if last:
@@ -259,8 +260,7 @@ class Call:
             ended = f"timed out after {self._timeout} s"
         elif failure is not None:
             ended = str(made._failure(failure)).replace("the handler", "the snippet")
-        made._parts.leaf.kill()  # what it has left behind may print as long as it lives
-        process.wait_readable(made._parts.pidfd, END_TIMEOUT)
+        made._parts.leaf.kill()  # or what it has left behind could print as fast as it is read, for ever
         usage = ExecUsage(
             wall_seconds=wall,
             cpu_seconds=stats.cpu_usec / 1e6,
@@ -268,17 +268,15 @@ class Call:
             oom_killed=stats.oom_kills > 0,
             timed_out=isinstance(failure, DeadlineError),
         )
-        stdout, out_cut = _printed(made.output)
-        stderr, err_cut = _printed("")
+        stdout, out_cut = _marked(made.output, len(made._printed[made._log]))
+        stderr, err_cut = _marked(made.errors, len(made._printed[made._errors]))
         truncated = answer.truncated or out_cut or err_cut
         return ExecResult(stdout, stderr, answer.value, answer.repr, answer.exception, ended, truncated, usage)
 
 
-def _printed(text: str) -> tuple[str, bool]:
-    """What was kept of a stream, and whether that is only its end, which is marked then."""
-    if len(text.encode()) < LOG_LIMIT:
-        return text, False
-    return f"{CUT}{text}", True
+def _marked(text: str, kept: int) -> tuple[str, bool]:
+    """Return what was kept of a stream, and whether that is only its end, which is marked then."""
+    return (f"{CUT}{text}", True) if kept >= LOG_LIMIT else (text, False)
 
 
 def closed() -> ZygoteError:
