@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from olsock import forks, memory
+from olsock import forks, memory, readiness
 from olsock import host as hosts
 from olsock._core import process, seccomp
 from olsock.box import CAP_SETPCAP, Command, limits
@@ -33,6 +33,7 @@ from olsock.kits import Kit, Kits
 from olsock.memory import Memory
 from olsock.owned import Owned
 from olsock.packets import blob, error, rlimits
+from olsock.readiness import Imported
 from olsock.rootfs import TASK
 from olsock.runtime import wire
 from olsock.spawner import channel
@@ -48,6 +49,7 @@ REMOVAL_TIMEOUT = 20.0
 BIRTH_TIMEOUT = 10.0  # of a zygote from a zygote: two clones and its namespaces
 MAX_ORDERS = 256
 LOG_LIMIT = 64 * 1024
+REPORT_LIMIT = 256 * 1024
 SINGLE_THREADED = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -109,7 +111,7 @@ class Zygote(Owned):
     def _make(self, spec: ZygoteSpec, parent: Zygote | None) -> None:
         self.spec, self.parent = spec, parent
         self.bad: dict[str, str] = {}
-        self.report: dict[str, Any] = {}
+        self.imported: tuple[Imported, ...] = ()  # what of its packages it has imported itself, as it says
         self._functions: weakref.WeakSet[Function] = weakref.WeakSet()  # one that is forgotten ends by itself
         self._children: weakref.WeakSet[Zygote] = weakref.WeakSet()
         self._orders: dict[tuple[Any, ...], _Order] = {}
@@ -235,12 +237,13 @@ class Zygote(Owned):
         order: dict[str, Any] = {
             "imports": list(spec.imports),
             "path": self._interpreter.path,
-            "capabilities": CAPABILITIES if self.parent is None else None,
+            "capabilities": CAPABILITIES,
         }
         if spec.handler is not None:
             order["config"] = config_of(str(spec.handler), spec.env, self._interpreter)
         self._control.send(json.dumps(order).encode())
-        report = self.report = self._receive_report()
+        report = self._receive_report()
+        self.imported = _imported(report)
         self.bad = {str(name): str(why) for name, why in report.get("bad", {}).items()}
         if not report.get("ok"):
             raise ZygoteError(f"imports left {report.get('threads')} threads running: {_reasons(self.bad)}")
@@ -267,7 +270,7 @@ class Zygote(Owned):
                 poll.unregister(self._log)
             if self._control.fileno() in ready:
                 try:
-                    data = self._control.recv(LOG_LIMIT)
+                    data = self._control.recv(REPORT_LIMIT)
                 except OSError:
                     data = b""
                 if not data:
@@ -509,6 +512,13 @@ def _parse_report(data: bytes) -> dict[str, Any]:
     if not isinstance(report, dict) or not isinstance(report.get("bad", {}), dict):
         raise ZygoteError("the zygote sent no report")
     return report
+
+
+def _imported(report: dict[str, Any]) -> tuple[Imported, ...]:
+    try:
+        return readiness.imports(report.get("imports") or [])
+    except ValueError as e:
+        raise ZygoteError(f"the zygote's report of its imports is not one: {e}") from None
 
 
 def _reasons(bad: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 Exec'd as ``python -I -S -B /var/runtime/zygote.py``, or forked from another zygote, with the control socket
 (SOCK_SEQPACKET, to the library) on fd 3. First message: JSON ``{"imports": [...], "path": [...],
-"capabilities": int or null, "config": {...}}`` (the last for a zygote of one function), answered by one
+"capabilities": int, "config": {...}}`` (the last for a zygote of one function), answered by one
 JSON message. Then one packet per fork: opaque bytes for `_fork.fork` and the descriptors that belong to
 them, answered by ``b"\\0" + pid u32`` or ``b"\\1" + errno i32 + text``. The library is trusted, what is
 imported here is not: nothing said here is believed by it.
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 CONTROL = 3
 MAX_PACKET = 64 * 1024
-MAX_FDS = 16
+MAX_FDS = 32
 MAX_REASON = 1024
+MAX_REASONS, MAX_BAD = 16 * 1024, 256  # of a report: characters, imports that failed
 HELLO = b"\0"  # from a forked zygote, which waits for its orders
 FINISHED, HALF_MADE, ZYGOTE, EXECUTED = 0, -1, -2, 1  # kinds of children: csrc/fork/isolate.h
 FORKED = struct.Struct("<BI")
@@ -78,12 +79,10 @@ def settled(expected: int) -> int:
 
 
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
-    """Harden the process, import what `order` names, and return the report."""
+    """Import what `order` names, and return the report."""
     began = time.perf_counter()
-    if order.get("capabilities") is not None:  # one that was forked has done so already
-        _fork.harden(order["capabilities"])  # before the first line of foreign code
     path = order.get("path") or []
-    sys.path += [entry for entry in path if entry not in sys.path]
+    sys.path += [entry for entry in (*path, handler.LIBRARY) if entry not in sys.path]
     gc.disable()  # nothing that an import makes is garbage for long; collections would only touch pages
     measure.start(path)
     try:
@@ -91,7 +90,7 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     finally:
         imports = measure.stop()
     measure.settle(path)
-    failed = become_function(order["config"]) if "config" in order else ""
+    failed, told = become_function(order["config"]) if "config" in order else ("", {})
     ssl = sys.modules.get("_ssl")
     if ssl is not None:
         # OpenSSL sets its generators up on first use, which takes half a millisecond: once here instead of in every
@@ -104,23 +103,25 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     threads = settled(1)
     return {
         "ok": threads == 1,
-        "bad": bad,
+        "bad": {name: why[: max(64, MAX_REASONS // len(bad))] for name, why in list(bad.items())[:MAX_BAD]},
         "failed": failed,
         "threads": threads,
         "modules": len(sys.modules),
-        "imports": imports,
+        "imports": (imports + told.get("imports", []))[: measure.MAX_ROWS],
+        "used": told.get("used", []),
         "ms": round((time.perf_counter() - began) * 1000, 3),
     }
 
 
-def become_function(config: dict[str, Any]) -> str:
-    """Import the module of a function, for children that need not; return why that failed, or nothing."""
+def become_function(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Import the module of a function, for children that need not; return why that failed, or what it imported."""
     try:
-        handler.initialise(config)
+        _, told = handler.initialise(config)
         hooks.run_before_snapshot()
     except BaseException as error:
-        return json.loads(handler.describe(error, "init"))["traceback"][-MAX_REASON:] or type(error).__name__
-    return ""
+        trace = json.loads(handler.describe(error, "init"))["traceback"]
+        return trace[-MAX_REASON:] or type(error).__name__, {}
+    return "", told
 
 
 def forget_directories() -> None:
@@ -195,9 +196,12 @@ def begin(kind: int) -> int:
     data, _ = receive(control)
     if not data:
         os._exit(0)
-    report = prepare(json.loads(data))
+    order = json.loads(data)
+    if kind == EXECUTED:  # one that was forked has given up its rights already
+        _fork.harden(order["capabilities"])  # before the first line of foreign code
+    report = prepare(order)
     control.send(json.dumps(report).encode())
-    del data, report
+    del data, order, report
     return loop(control)
 
 
