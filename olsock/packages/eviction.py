@@ -30,6 +30,11 @@ class _Thing:
     used: float
     bytes: int
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What it is told apart by."""
+        return self.tag.name, self.name
+
 
 def measure(layout: Layout) -> Contents:
     """Count what is there."""
@@ -43,19 +48,19 @@ def evict(layout: Layout, max_bytes: int) -> int:
     with layout.scratch() as scratch, layout.mutex():
         packages, closures, used = _list(layout)
         left = sum(each.bytes for each in (*packages, *closures))
-        packages.sort(key=lambda each: each.used)
-        closures.sort(key=lambda each: each.used)
-        while left > max_bytes:
-            for package in [each for each in packages if (each.tag.name, each.name) not in used]:
-                packages.remove(package)
-                if left > max_bytes and _remove_package(scratch, package):
-                    left -= package.bytes
-            if left <= max_bytes or not closures:
-                break
-            closure = closures.pop(0)
+        unused = sorted((each for each in packages if each.key not in used), key=lambda each: each.used)
+        merged = sorted(closures, key=lambda each: each.used)
+        while left > max_bytes and (unused or merged):
+            if unused:
+                package = unused.pop(0)
+                left -= package.bytes if _remove_package(scratch, package) else 0
+                continue
+            closure = merged.pop(0)
             if _remove_closure(scratch, closure):
                 left -= closure.bytes
-                used = _used(closures)
+                closures.remove(closure)
+                before, used = used, _used(closures)
+                unused = sorted((each for each in packages if each.key in before - used), key=lambda each: each.used)
     return left
 
 

@@ -106,10 +106,11 @@ class PackageStore(Owned):
         behind but distributions that were installed completely.
         """
         tag = self._layout.tag(lock.tag)
+        given = None if python is None else _given(lock.tag, python)
         closure = self._existing(tag, lock)
         if closure is not None:
             return closure
-        runtime = _runtime(lock.tag, python)
+        runtime = given or _any(lock.tag)
         with contextlib.ExitStack() as stack:
             held = self._packages(tag, lock, runtime, stack)
             left = eviction.evict(self._layout, self.max_bytes)
@@ -258,14 +259,14 @@ def _restrict(pin: Pin, wanted: Sequence[requirements.Wanted]) -> Pin:
     return Pin(pin.name, pin.version, tuple(sorted(hashes)))
 
 
-def _runtime(tag: str, python: str | os.PathLike[str] | None) -> Runtime:
-    if python is not None:
-        given = interpreters.get(python)
-        if given.tag != tag:
-            raise SpecError(
-                "python", os.fspath(python), f"an interpreter of {tag}, as the lock is; this is {given.tag}"
-            )
-        return given
+def _given(tag: str, python: str | os.PathLike[str]) -> Runtime:
+    given = interpreters.get(python)
+    if given.tag != tag:
+        raise SpecError("python", os.fspath(python), f"an interpreter of {tag}, as the lock is; this is {given.tag}")
+    return given
+
+
+def _any(tag: str) -> Runtime:
     own = interpreters.probe(rootfs.host_python())
     for runtime in (own, *interpreters.find().values()):
         if runtime is not None and runtime.tag == tag:
