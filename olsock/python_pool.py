@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -44,6 +44,7 @@ MAX_REQUEST = 16 * 1024 * 1024
 MAX_SIZE = 1024
 LONGEST = 86400.0
 CUT = "[... cut ...]\n"
+END_THREADS = 4  # that remove used sandboxes
 END_TIMEOUT = 30.0  # for running calls to leave, once they were cancelled
 
 
@@ -90,6 +91,7 @@ class PythonPool(Owned):
         self._turns = Turns(size, _whole(queue, "queue", 0, 1 << 20))
         self._lock = threading.Condition()
         self._calls: set[Call] = set()
+        self._ends = ThreadPoolExecutor(min(size, END_THREADS), thread_name_prefix="olsock-exec-end")
         python = python if python is None or os.sep in os.fspath(python) else interpreters.get(python).path
         options: dict[str, Any] = {
             "python": python,
@@ -166,6 +168,7 @@ class PythonPool(Owned):
             call.cancel()
         with self._lock:
             self._lock.wait_for(lambda: not self._calls, END_TIMEOUT)
+        self._ends.shutdown()
         self._lineage.close()
         self._held.close()
 
@@ -192,26 +195,34 @@ class Call:
         return DeadlineError(f"no turn in time: {self._pool.size} calls were running")
 
     def run(self) -> ExecResult:
-        """Run the snippet and give the turn back."""
+        """Run the snippet. The turn is given back when its sandbox has been removed, which is not waited for."""
         pool = self._pool
         try:
-            with pool._lock:
-                if pool._closed:
-                    raise closed()
-                pool._calls.add(self)
-            result = self._run()
+            with ExitStack() as stack:
+                stack.callback(self._leave)
+                with pool._lock:
+                    if pool._closed:
+                        raise closed()
+                    pool._calls.add(self)
+                result = self._run(stack)
+                later = stack.pop_all()
+            try:
+                pool._ends.submit(later.close)
+            except RuntimeError:  # closed, and tired of waiting for us
+                later.close()
         except (OlsockError, OSError):
             if not self._cancelled:
                 raise
         else:
             if not self._cancelled:
                 return result
-        finally:
-            with pool._lock:
-                pool._calls.discard(self)
-                pool._lock.notify_all()
-            pool._turns.give_back()
         raise SandboxDeadError("the call was cancelled")  # whatever came of it
+
+    def _leave(self) -> None:
+        with self._pool._lock:
+            self._pool._calls.discard(self)
+            self._pool._lock.notify_all()
+        self._pool._turns.give_back()
 
     def cancel(self) -> None:
         """End it: `run` raises `SandboxDeadError` in its thread."""
@@ -221,20 +232,22 @@ class Call:
         if made is not None:
             made.close()
 
-    def _run(self) -> ExecResult:
+    def _run(self, stack: ExitStack) -> ExecResult:
+        """Run it in a sandbox that `stack` removes."""
         for last in (False, True):
-            with self._pool._lineage.hold(self.deadline) as zygote:
+            with ExitStack() as attempt:
+                zygote = attempt.enter_context(self._pool._lineage.hold(self.deadline))
                 began = time.monotonic()
                 try:
-                    made = zygote.fork(**self._pool._limits)
+                    made = attempt.enter_context(zygote.fork(**self._pool._limits))
                 except ZygoteError as error:
                     self._pool._lineage.depose(zygote, str(error))
                     if last:
                         raise
                     continue
-                with made:
-                    self._begin(made)
-                    return self._exchange(made, began)
+                stack.push(attempt.pop_all())
+            self._begin(made)
+            return self._exchange(made, began)
         raise AssertionError("unreachable")
 
     def _begin(self, made: Function) -> None:
