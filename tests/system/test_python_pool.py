@@ -18,12 +18,13 @@ import psutil
 import pytest
 
 import olsock
-from olsock import aio
+from olsock import aio, interpreters
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError, ZygoteError
 from olsock.lineage import Lineage
 from olsock.python_pool import PythonPool
 from olsock.snippets import ExecError
 from support.eventually import eventually, passes
+from support.wheels import wheel
 
 pytestmark = pytest.mark.system
 
@@ -164,6 +165,34 @@ def test_the_runtime_is_not_in_the_way(pool: PythonPool) -> None:
     for name in ("wire", "handler", "zygote", "reseed", "_fork"):
         done = pool.exec(f"import {name}")
         assert done.exception is not None and done.exception.type == "ModuleNotFoundError", name
+
+
+def test_requirements_are_installed_for_it(tmp_path: Path) -> None:
+    wheel(tmp_path / "wheels", "greeting", "1.0", {"greeting.py": "WORD = 'hello'\n"})
+    environment = {"UV_FIND_LINKS": str(tmp_path / "wheels"), "UV_NO_INDEX": "1"}
+    with olsock.PackageStore(tmp_path / "store", network="none", environment=environment) as store:
+        with PythonPool(["greeting"], requirements=["greeting>=1"], store=store, size=1) as pool:
+            assert pool.exec("import greeting; greeting.WORD").value == "hello"
+            assert store.evict(0) > 0, "what is in use stays"
+            os.kill(zygote(pool).pid, signal.SIGKILL)
+            assert eventually(lambda: not pool.alive)
+            assert pool.exec("import greeting; greeting.WORD", timeout=30.0).value == "hello"
+        assert store.evict(0) == 0
+        with pytest.raises(olsock.PackageError, match="absent"):
+            PythonPool(requirements=["absent"], store=store)
+
+
+@pytest.mark.parametrize("name", sorted(interpreters.find()))
+def test_any_interpreter(name: str) -> None:
+    with PythonPool(["json"], python=name, size=1, memory="96M") as pool:
+        done = pool.exec("import sys\n'python%d.%d' % sys.version_info[:2]")
+        assert done.value == name, done
+        failed = pool.exec("def f():\n    1 / 0\nf()", filename="a.py")
+        assert failed.exception is not None and failed.exception.type == "ZeroDivisionError"
+        assert failed.exception.traceback.count("  File ") == 2
+        for hostile in ("x = []\nfor _ in range(100_000): x = [x]\nx", "(" * 1_000_000, "import os; os.abort()"):
+            assert not pool.exec(hostile, timeout=30.0).ok
+        assert pool.exec("1").value == 1
 
 
 # What is refused.
