@@ -54,6 +54,9 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ('[function]\nmemory = "lots"', "function.memory"),
         ("grace = -1", "grace"),
         ("drain = 0", "drain"),
+        ('keep_alive = "ever"', "keep_alive"),
+        ("keep_alive = 0", "keep_alive"),
+        ("keep_alive_bin = 0", "keep_alive_bin"),
         ('[function]\nzygote = "maybe"', "zygote"),
         ("port = ", "worker.toml"),
     ],
@@ -200,7 +203,9 @@ def test_histograms_do_not_grow_and_take_anything() -> None:
 def test_function_stats_shape() -> None:
     stats = FunctionStats()
     stats.statuses[200] += 2
-    assert set(stats.summary()) == {"requests", "cold", "statuses", "total", "queue", "start", "run"}
+    assert set(stats.summary()) == {
+        *("requests", "cold", "statuses", "memory_bytes", "total", "queue", "start", "run", "keep_alive")
+    }
     assert stats.summary()["statuses"] == {"200": 2}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import Counter, deque
+from collections.abc import Iterable
+from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
@@ -14,6 +16,8 @@ from olsock_worker import broker_protocol
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Done, OomKills, Start, Started, Stop
 from olsock_worker.instances import NEVER, Handles, Instance, State
+from olsock_worker.keeper import Keeper
+from olsock_worker.policy.gdsf import Gdsf, Valued, Worth
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,12 +31,24 @@ _MEMORY_AGE = 0.25
 _SLACK = 3.0  # seconds that the broker gets beyond the start's own time-out
 
 
+class Evictable(Valued, Protocol):
+    """What gives its memory back when it is asked to: an instance that idles, a node of the zygote tree."""
+
+    @property
+    def evictable(self) -> bool:
+        """Whether it may go now."""
+
+    def evict(self) -> None:
+        """Go. Its memory no longer counts from here on."""
+
+
 class _Starting:
     """A start that the broker has not answered yet."""
 
-    __slots__ = ("asked", "deadline", "deployment", "function")
+    __slots__ = ("ahead", "asked", "deadline", "deployment", "function")
 
-    def __init__(self, function: Function, deployment: Deployment, timeout: float) -> None:
+    def __init__(self, function: Function, deployment: Deployment, timeout: float, ahead: bool) -> None:
+        self.ahead = ahead  # of a call
         self.function = function
         self.deployment = deployment
         self.asked = monotonic()
@@ -47,6 +63,10 @@ class Fleet:
         self.settings = settings
         self.functions: dict[str, Function] = {}
         self.instances: set[Instance] = set()
+        self.nodes: set[Evictable] = set()  # of the zygote tree: the size of each counts in the memory budget
+        self.values = Gdsf()
+        self.evicted = Counter({"instances": 0, "nodes": 0})
+        self.keeper = Keeper(settings)
         self._broker = broker
         self._starting: set[_Starting] = set()
         self._reserved = 0  # sum of the memory limits of all instances, starting ones included
@@ -63,13 +83,16 @@ class Fleet:
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
-    def start(self, function: Function) -> bool:
-        """Ask for one more instance of `function`; False if the host is full even after what can be evicted."""
+    def start(self, function: Function, ahead: Worth | None = None) -> bool:
+        """Ask for one more instance of `function`; False if the host is full even after what can be evicted.
+
+        One that is started `ahead` of a call makes nobody go who is worth as much as it will be.
+        """
         deployment = function.deployment
         config = deployment.config
-        if not self._room(config.memory):
+        if not self._room(config.memory, ahead):
             return False
-        starting = _Starting(function, deployment, self.settings.start_timeout + _SLACK)
+        starting = _Starting(function, deployment, self.settings.start_timeout + _SLACK, ahead is not None)
         message = Start(
             id=self._broker.number(),
             code=deployment.path,
@@ -103,6 +126,7 @@ class Fleet:
                 starting.asked,
             )
             self.instances.add(instance)
+            instance.ahead = starting.ahead
             if instance.events >= 0:
                 self._oom.register(instance.events, select.EPOLLPRI)
             starting.function.arrived(instance)
@@ -116,18 +140,26 @@ class Fleet:
     def _give_up(self, starting: _Starting, kind: str, message: str) -> None:
         self._starting.discard(starting)
         self._reserved -= starting.deployment.config.memory
+        starting.function.stats.keep.misses += starting.ahead
         starting.function.start_failed(starting.deployment, kind, message)
 
-    def _room(self, memory: int) -> bool:
-        """Make room for one more instance, at the cost of those that were idle longest."""
-        while (
-            len(self.instances) + len(self._starting) >= self.settings.instances
-            or self._reserved + memory > self._budget
-        ):
-            if not self._evict():
+    def _room(self, memory: int, ahead: Worth | None) -> bool:
+        """Make room for one more instance, at the cost of those whose loss costs least."""
+        limit = inf if ahead is None else ahead.value()
+        while len(self.instances) + len(self._starting) >= self.settings.instances:
+            if not self._evict(self.instances, limit):
                 return False
+        if not self.admit(memory, limit):
+            return False
         # Memory comes back only some time after an eviction, so one start costs one eviction at most.
-        return not self._short() or self._evict()
+        return not self._short() or self._evict((*self.instances, *self.nodes), limit)
+
+    def admit(self, memory: int, limit: float = inf) -> bool:
+        """Evict until the budget has `memory` bytes left, but nothing that is worth `limit` or more; False if it has not."""
+        while self._reserved + sum(node.worth.size for node in self.nodes) + memory > self._budget:
+            if not self._evict((*self.instances, *self.nodes), limit):
+                return False
+        return True
 
     def _short(self) -> bool:
         now = monotonic()
@@ -135,12 +167,21 @@ class Fleet:
             self._available = (now, psutil.virtual_memory().available)
         return self._available[1] < self._floor
 
-    def _evict(self) -> bool:
-        waiting = [each for each in self.instances if each.state in (State.IDLE, State.FROZEN)]
-        if not waiting:
+    def _evict(self, things: Iterable[Evictable], limit: float = inf) -> bool:
+        """End the one of `things` that is worth least, if that is less than `limit`."""
+        waiting = [each for each in things if each.evictable]
+        now = monotonic()
+        for each in waiting:
+            if isinstance(each, Instance) and each.state is State.IDLE:  # it worked a moment ago
+                self.values.seen(each.worth)
+                each.measure(now)
+        victim = self.values.least(waiting)
+        if victim is None or victim.worth.value() >= limit:
             return False
-        victim = min(waiting, key=lambda each: each.idle_since)
-        victim.function.evicted(victim)
+        self.values.evicted(victim.worth)
+        self.evicted["instances" if isinstance(victim, Instance) else "nodes"] += 1
+        self.nodes.discard(victim)
+        victim.evict()
         return True
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -149,6 +190,7 @@ class Fleet:
         """Kill an instance, and have the broker remove what is left of it."""
         if instance in self.instances:
             self.instances.discard(instance)
+            self.keeper.forget(instance)
             self._reserved -= instance.deployment.config.memory
             if instance.events >= 0:
                 self._oom.unregister(instance.events)
@@ -217,7 +259,10 @@ class Fleet:
                 instance.freezing = False
             elif instance.idle_since + grace <= now:
                 instance.freezing = False
-                instance.freeze()
+                self.values.seen(instance.worth)
+                if self.keeper.rest(instance, now):
+                    instance.measure(now)
+                    instance.freeze()
             else:
                 self._grace.append(instance)
         self._grace_timer = self._loop.call_later(max(grace, 0.005), self._freeze) if self._grace else None
@@ -243,7 +288,7 @@ class Fleet:
                 function.expire(monotonic())
                 waiting = True
         if self.instances and self._short():
-            waiting = self._evict() or waiting
+            waiting = self._evict((*self.instances, *self.nodes)) or waiting
         self._beat_timer = self._loop.call_later(_BEAT, self._beat) if waiting else None
 
     # -- what is shown ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
     from olsock_worker.instances import HandlerError
     from olsock_worker.ol_yaml import FunctionConfig
+    from olsock_worker.policy.keepalive import Window
     from olsock_worker.registry import Deployment
 
 _RETRY = responses.header_lines((responses.RETRY_AFTER,))
@@ -36,6 +37,8 @@ class Function:
         self.stats = FunctionStats()
         self.queue: deque[Call] = deque()
         self.error = ""  # why the newest version in the registry is not the one that runs
+        self.rested = 0.0  # since when nobody has called it, if for longer than its grace; or else 0.0
+        self.history = fleet.keeper.policy.history()
         self.live: dict[str, int] = {}  # version -> instances, starting ones included
         self._worker_log = worker_log
         self._idle: list[Instance] = []  # the latest used last: it is the likeliest to be warm
@@ -56,6 +59,9 @@ class Function:
     def submit(self, call: Call) -> None:
         """Run a call now, or queue it, or refuse it."""
         self.stats.requests += 1
+        if self.rested:
+            self.history.add(call.received - self.rested)
+            self.rested = 0.0
         if len(call.target) + sum(map(len, call.headers.values())) > _HEADERS_LIMIT:
             self.fail(call, 431, "headers_too_large", "request line and headers too large for a function")
             return
@@ -135,7 +141,9 @@ class Function:
         """End an instance, and replace it if there is work."""
         if instance in self._idle:
             self._idle.remove(instance)
+            self.stats.keep.wasted += monotonic() - instance.idle_since
         if instance in self.fleet.instances:
+            self._settle(instance)
             self.fleet.end(instance)
             self._count(instance.deployment.version, -1)
         self._scale()
@@ -143,6 +151,49 @@ class Function:
     def evicted(self, instance: Instance) -> None:
         """End an idle instance because its room is needed, or because it is no longer sound."""
         self._retire(instance)
+
+    def expired(self, instance: Instance) -> None:
+        """End an instance that has idled for as long as it is kept."""
+        self.stats.keep.expired += 1
+        self._retire(instance)
+
+    def rests(self, instance: Instance, now: float) -> None:
+        """Note that an instance has idled for its grace; perhaps the function has."""
+        self._settle(instance)
+        if self.queue or self._starting or len(self._idle) != self.count:
+            return
+        last = max((each.idle_since for each in self._idle if not each.unused), default=0.0)
+        if last and last + self.fleet.settings.grace <= now:
+            self.rested = last
+
+    def unload(self) -> None:
+        """End all that idles, until it is due again."""
+        for instance in list(self._idle):
+            self.expired(instance)
+
+    def _settle(self, instance: Instance) -> None:
+        """Count whether an instance that was started ahead was of use, once that is known: when it rests or ends."""
+        if instance.ahead and not instance.unused:
+            instance.ahead = False
+            self.stats.keep.hits += 1
+        elif instance.ahead and instance not in self._idle:
+            instance.ahead = False
+            self.stats.keep.misses += 1
+
+    def window(self) -> Window:
+        """Return how long its idle instances stay, and when it is due."""
+        self.stats.keep.window = window = self.fleet.keeper.policy.window(self.history)
+        return window
+
+    def prewarm(self) -> None:
+        """Start an instance ahead of the next call, if that costs nobody who is worth more."""
+        if self.count or not self.rested:
+            return
+        worth = self.fleet.values.new(self.stats.start.mean * 1e3, self.stats.memory or self.config.memory)
+        if self.fleet.start(self, worth):
+            self.stats.keep.prewarms += 1
+            self._starting += 1
+            self._count(self.deployment.version, 1)
 
     def update(self, deployment: Deployment) -> None:
         """Go over to another version: calls in hand finish on the old one."""
@@ -153,6 +204,7 @@ class Function:
 
     def close(self) -> None:
         """Refuse what waits, end what idles; what runs finishes."""
+        self.fleet.keeper.forget(self)
         while self.queue:
             self.fail(self.queue.popleft(), 404, "unknown_function", "the function was removed")
         for instance in list(self._idle):

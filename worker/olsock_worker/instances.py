@@ -26,6 +26,7 @@ _BEFORE_CALLS = frozenset((wire.STARTED, wire.READY, wire.FAULT))
 _FROM_BOX = frozenset((wire.STARTED, wire.READY, wire.REPLY, wire.ERROR, wire.FAULT, wire.BODY))
 _READ = 65_536
 _LAST_READS = 256
+_MEASURE_AGAIN = 1.0  # seconds
 _PLAIN = b'{"status":200,"content_type":"application/json"}'
 _PLAIN_PREFIX = wire.META.pack(len(_PLAIN)) + _PLAIN
 _PLAIN_BODY = wire.HEADER.size + len(_PLAIN_PREFIX)
@@ -110,8 +111,9 @@ class Instance:
     """Runs one call at a time and tells its function how each ended."""
 
     __slots__ = (
-        "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "asked", "call", "deadline", "deployment",
-        "forked", "freezing", "function", "id", "idle_since", "oom", "output", "ready", "started", "state",
+        "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "ahead", "asked", "call", "deadline",
+        "deployment", "forked", "freezing", "function", "id", "idle_since", "measured", "oom", "output", "ready",
+        "started", "state", "worth",
     )  # fmt: skip
 
     def __init__(
@@ -129,6 +131,9 @@ class Instance:
         self.deadline = monotonic() + function.fleet.settings.start_timeout
         self.idle_since = 0.0
         self.freezing = False  # waits for its grace to end
+        self.ahead = False  # was started ahead of a call; until it rests after one
+        self.measured = 0.0  # when its memory was last looked at
+        self.worth = function.fleet.values.new(0.0, function.stats.memory or deployment.config.memory)
         self._handles = handles
         self._limit = int(function.fleet.settings.http.reply) + wire.MAX_META
         self._parser = wire.Parser(_FROM_BOX, self._limit)
@@ -149,6 +154,7 @@ class Instance:
             os.write(self._handles.freeze, b"0")
         self.call = call
         call.instance = self
+        self.worth.uses += 1  # the rest of `Gdsf.used` when there is time: see Fleet._freeze
         self.output.begin(call.id)
         call.sent = monotonic()
         until = call.sent + self.function.deployment.config.timeout
@@ -267,7 +273,9 @@ class Instance:
         elif kind == wire.READY and number == 0:
             _decode_ready(wire.split(payload)[0])
             self.ready = True
-            self.function.stats.start.add(monotonic() - self.asked)
+            took = monotonic() - self.asked
+            self.worth.cost = took * 1e3
+            self.function.stats.start.add(took)
             if self.call is None:
                 self.state, self.deadline = State.IDLE, NEVER
                 self.function.available(self)
@@ -323,6 +331,30 @@ class Instance:
         except OSError:
             pass  # its cgroup is gone, and so is everything in it
 
+    @property
+    def evictable(self) -> bool:
+        """Whether it waits for a call."""
+        return self.state is State.IDLE or self.state is State.FROZEN
+
+    @property
+    def unused(self) -> bool:
+        """Whether it was started ahead of a call that has not come yet."""
+        return self.ahead and self.worth.uses == 1
+
+    def evict(self) -> None:
+        """Give its room to another."""
+        self.function.evicted(self)
+
+    def measure(self, now: float) -> None:
+        """Look at how much memory is charged to it: private copies of pages, and its files in memory."""
+        if self._handles.memory < 0 or now - self.measured < _MEASURE_AGAIN:
+            return
+        self.measured = now
+        try:
+            self.worth.size = self.function.stats.memory = int(os.pread(self._handles.memory, 32, 0))
+        except (OSError, ValueError):
+            pass  # it is being removed
+
     def oom_kills(self) -> int | None:
         """Return how many of its processes the kernel killed for memory; None where only the broker can know."""
         if self._handles.events < 0:
@@ -351,7 +383,15 @@ class Instance:
         """Let go of every descriptor."""
         self.detach()
         handles = self._handles
-        for fd in (handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd, handles.events, handles.memory):
+        for fd in (
+            handles.channel,
+            handles.freeze,
+            handles.kill,
+            handles.log,
+            handles.pidfd,
+            handles.events,
+            handles.memory,
+        ):
             if fd >= 0:
                 os.close(fd)
 

@@ -182,6 +182,7 @@ class Routes:
             "functions": {name: each.stats.summary() for name, each in sorted(self._fleet.functions.items())},
             "instances": self._fleet.states(),
             "zygotes": self._zygotes(),
+            "evicted": dict(self._fleet.evicted),
             "refused": dict(sorted(self._refused.items())),
             "connections": len(self.edge),
             "process": {"memory_bytes": process.memory_info().rss, "cpu_s": round(sum(process.cpu_times()[:2]), 3)},

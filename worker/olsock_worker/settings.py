@@ -71,6 +71,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     installs: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2  # at one time
     registry_check: Seconds = 5.0
     grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.02
+    keep_alive: Literal["hybrid", "fixed"] | Seconds = "hybrid"  # seconds: fixed, of that many
+    keep_alive_window: Seconds = 600.0  # fixed, and hybrid as long as a function's history says too little
+    keep_alive_bin: Annotated[float, msgspec.Meta(ge=0.001, le=3600)] = 60.0  # the histogram has 240 of them
     drain: Seconds = 30.0
     start_timeout: Seconds = 20.0
     instances: Count = 256

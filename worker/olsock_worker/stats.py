@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from olsock_worker.policy.keepalive import Window
+
 _SUB = 4  # bits: 16 buckets to a power of two, so a quantile is within about 3 % of the truth
 _BUCKETS = (40 - _SUB) << _SUB
 
@@ -44,11 +46,16 @@ class Histogram:
                 return min(_middle(index) / 1e6, self.largest)
         return 0.0
 
+    @property
+    def mean(self) -> float:
+        """Seconds; 0.0 without records."""
+        return self.total / self.count if self.count else 0.0
+
     def summary(self) -> dict[str, float | int]:
         """Return what `/stats` shows, in milliseconds."""
         return {
             "count": self.count,
-            "mean_ms": round(self.total / self.count * 1e3, 3) if self.count else 0.0,
+            "mean_ms": round(self.mean * 1e3, 3),
             "p50_ms": round(self.quantile(0.50) * 1e3, 3),
             "p90_ms": round(self.quantile(0.90) * 1e3, 3),
             "p99_ms": round(self.quantile(0.99) * 1e3, 3),
@@ -65,10 +72,42 @@ def _middle(index: int) -> float:
     return low + (1 << shift) / 2
 
 
+class KeepStats:
+    """How a function is kept while it is idle, and what came of it."""
+
+    __slots__ = ("expired", "hits", "misses", "prewarms", "wasted", "window")
+
+    def __init__(self) -> None:
+        self.window: Window | None = None  # the last that was applied
+        self.prewarms = 0  # instances started ahead of a call
+        self.hits = 0  # of these, those that took one
+        self.misses = 0  # of these, those that ended without one
+        self.expired = 0  # instances that were ended because they had idled for long enough
+        self.wasted = 0.0  # seconds that instances idled before they were ended, for whatever reason
+
+    def summary(self) -> dict[str, object]:
+        """Return what `/stats` shows."""
+        window = self.window
+        return {
+            "window": None
+            if window is None
+            else {
+                "by": "history" if window.learnt else "fixed",
+                "prewarm_s": round(window.prewarm, 3),
+                "keep_s": round(window.keep, 3),
+            },
+            "prewarms": self.prewarms,
+            "hits": self.hits,
+            "misses": self.misses,
+            "expired": self.expired,
+            "wasted_s": round(self.wasted, 3),
+        }
+
+
 class FunctionStats:
     """What is counted for one function."""
 
-    __slots__ = ("cold", "queue", "requests", "run", "start", "statuses", "total")
+    __slots__ = ("cold", "keep", "memory", "queue", "requests", "run", "start", "statuses", "total")
 
     def __init__(self) -> None:
         self.requests = 0
@@ -78,15 +117,19 @@ class FunctionStats:
         self.queue = Histogram()  # waiting for an instance, whether one was being made or busy
         self.start = Histogram()  # asking for a sandbox to its handler being imported
         self.run = Histogram()  # request sent to reply received
+        self.keep = KeepStats()
+        self.memory = 0  # bytes charged to the instance that was measured last
 
     def summary(self) -> dict[str, object]:
         """Return what `/stats` shows."""
         return {
             "requests": self.requests,
             "cold": self.cold,
+            "memory_bytes": self.memory,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "total": self.total.summary(),
             "queue": self.queue.summary(),
             "start": self.start.summary(),
             "run": self.run.summary(),
+            "keep_alive": self.keep.summary(),
         }

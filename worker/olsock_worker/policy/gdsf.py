@@ -28,7 +28,7 @@ class Worth:
 
     def value(self) -> float:
         """What a byte of it saves, in milliseconds per MiB, its clock included."""
-        return self.clock + self.uses * self.cost * (1 << 20) / max(self.size, LEAST_SIZE)
+        return self.clock + min(self.uses, MOST_USES) * self.cost * (1 << 20) / max(self.size, LEAST_SIZE)
 
 
 class Valued(Protocol):
@@ -57,8 +57,11 @@ class Gdsf:
 
     def used(self, worth: Worth) -> None:
         """Note a use."""
-        if worth.uses < MOST_USES:
-            worth.uses += 1
+        worth.uses += 1
+        worth.clock = self.clock
+
+    def seen(self, worth: Worth) -> None:
+        """Note that it is in use, or was until now; who cannot spare the time for `used` counts its uses itself."""
         worth.clock = self.clock
 
     def least(self, things: Iterable[Thing]) -> Thing | None:
