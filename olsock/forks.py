@@ -24,6 +24,7 @@ from olsock.packets import strings, u32, u64
 NETWORK_GIVEN, NETWORK_SHARED, SEPARATE_ERRORS, WAITING, NEST = 1, 2, 4, 8, 16  # csrc/fork/isolate.h
 OWN_TREES = ("/tmp", "/dev/shm")
 TIMEOUT = 10.0  # seconds for one fork
+HELLO = b"\0"  # olsock/runtime/zygote.py: of a child that waits
 
 Trees = Sequence[tuple[str, int]]  # where a detached tree goes, and its fd
 
@@ -105,7 +106,7 @@ class Forks:
                 Channel(kit.ends.channel).wait_started(1.0)  # raises what the child reported before it ended
             raise ZygoteError("the zygote forked nobody into the sandbox's cgroup")
         pid, pidfd = found
-        return Child(pid, pidfd, _outermost(pid) or inner if self._nested else inner)
+        return Child(pid, pidfd, outermost(pid) if self._nested else inner)
 
 
 def find(leaf: Leaf) -> tuple[int, int] | None:
@@ -127,16 +128,23 @@ def function_part(targets: Sequence[str], uid: int, rest: bytes) -> bytes:
 
 
 def finish(kit: Kit, function: bytes, trees: Trees, config: bytes) -> None:
-    """Give a handler that waits its function, and the first frame with it. Raises `BrokenPipeError` if it has gone."""
+    """Give a handler that waits its function, and the first frame with it.
+
+    Raises `ConnectionError` if it has gone, and `TimeoutError` if it does not say that it waits, or takes nothing.
+    """
     assert kit.ends is not None
+    channel = kit.ends.channel
+    channel.settimeout(TIMEOUT)
+    if channel.recv(1) != HELLO:
+        raise ConnectionAbortedError("it does not wait for a function")
     message = u32(len(function)) + function + config
-    sent = socket.send_fds(kit.ends.channel, [message], [fd for _, fd in trees], socket.MSG_NOSIGNAL)
+    sent = socket.send_fds(channel, [message], [fd for _, fd in trees], socket.MSG_NOSIGNAL)
     if sent < len(message):
-        kit.ends.channel.sendall(message[sent:])
+        channel.sendall(message[sent:])
 
 
-def _outermost(pid: int) -> int:
-    """The pid in the namespace just below the host's: the outermost init's; 0 if it has gone."""
+def outermost(pid: int) -> int:
+    """The pid in the namespace just below the host's: the outermost init's; 0, which is nobody's, if it has gone."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("NSpid:"):

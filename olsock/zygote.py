@@ -23,6 +23,7 @@ from olsock import host as hosts
 from olsock._core import process, seccomp
 from olsock.box import CAP_SETPCAP, Command, limits
 from olsock.cgroups import Stats
+from olsock.channel import FAULT_SIZE
 from olsock.deadline import Deadline
 from olsock.endpoints import read_tail
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError, ZygoteError
@@ -104,8 +105,10 @@ class Zygote(Owned):
             raise ZygoteError(f"zygote {self.name} is closed")
         given = {name: getattr(self.spec, name) for name in INHERITED}
         options.setdefault("packages", self.spec.packages)
+        spec = ZygoteSpec.parse(imports=imports, **options, **given)
+        self._check_places(spec.packages)
         made = type(self).__new__(type(self))
-        made._make(ZygoteSpec.parse(imports=imports, **options, **given), self)
+        made._make(spec, self)
         return made
 
     def _make(self, spec: ZygoteSpec, parent: Zygote | None) -> None:
@@ -123,7 +126,7 @@ class Zygote(Owned):
         self._blanks: Stock[_Blank] | None = None
         self._control: socket.socket | None = None
         self._log = self.pidfd = -1
-        self.pid = 0
+        self.pid = self._inner = 0
         if parent is None:
             self._domain = TrustDomain.root(host, self.name, spec.descendants)
         else:
@@ -217,8 +220,11 @@ class Zygote(Owned):
             hello = self._control.recv(4096)
         except OSError as e:
             raise ZygoteError(f"no zygote was born of {parent.name} in {BIRTH_TIMEOUT} s") from e
-        if hello[:1] == bytes([wire.FAULT]):
-            raise error(hello[wire.HEADER.size :])
+        fault = hello[wire.HEADER.size :]
+        if hello[:1] == bytes([wire.FAULT]) and len(fault) == FAULT_SIZE:
+            raise error(fault)
+        if hello != forks.HELLO:
+            raise ZygoteError(f"zygote {parent.name} forked no zygote, or one that ended at once")
         end = time.monotonic() + BIRTH_TIMEOUT
         while len(self._domain.leaf.pids()) != 1:  # the one in between is about to end
             if time.monotonic() > end:
@@ -228,6 +234,7 @@ class Zygote(Owned):
         if found is None:
             raise ZygoteError(f"the zygote that was forked of {parent.name} ended at once")
         self.pid, self.pidfd = found
+        self._inner = forks.outermost(self.pid)
         self._domain.leaf.delegate(0)  # nobody is to be born there any more
 
     def _prepare(self) -> None:
@@ -238,6 +245,7 @@ class Zygote(Owned):
             "imports": list(spec.imports),
             "path": self._interpreter.path,
             "capabilities": CAPABILITIES,
+            "env": {} if self.parent is None else dict(spec.env),
         }
         if spec.handler is not None:
             order["config"] = config_of(str(spec.handler), spec.env, self._interpreter)
@@ -282,14 +290,19 @@ class Zygote(Owned):
         last = output.decode(errors="replace").strip().splitlines()[-3:]
         if self._domain.leaf.oom_kills():
             return "out of memory"
+        status = self._status()
+        how = "it is gone" if status is None else describe_status(status)
+        return " | ".join([how, *last])
+
+    def _status(self) -> int | None:
+        """The wait status of the zygote itself, once it has ended."""
         if self.parent is not None:
-            return " | ".join(last) or "its init cannot say how"
+            return self._domain.witness.wait_orphan(self._inner, STATUS_TIMEOUT)
         assert self._domain.box is not None
         try:
-            status = self._domain.box.wait(self._token, 1.0).status
+            return self._domain.box.wait(self._token, STATUS_TIMEOUT).status
         except (DeadlineError, SandboxDeadError):
-            return " | ".join(last)
-        return " | ".join([describe_status(status), *last])
+            return None
 
     # -- forks --------------------------------------------------------------------------------------------------------
 
@@ -351,17 +364,18 @@ class Zygote(Owned):
         interpreter = self._interpreter
         if spec.packages:
             interpreter = Interpreter(self.spec.python, spec.packages)
-            places = max(1, len(self._root_packages()))
-            if len(spec.packages) > places:
-                raise SpecError("packages", spec.packages, f"at most as many as its zygote has places for: {places}")
+            self._check_places(spec.packages)
         rest = rlimits(limits(spec.nofile, spec.fsize)) + blob(self._filter)
         return _Order(spec, config(spec, interpreter), rest, spec.packages)
 
-    def _root_packages(self) -> tuple[str, ...]:
+    def _check_places(self, packages: Sequence[str]) -> None:
+        """Refuse more directories of packages than the root, whose mount points they need, was made for."""
         root = self
         while root.parent is not None:
             root = root.parent
-        return root.spec.packages
+        places = max(1, len(root.spec.packages))
+        if len(packages) > places:
+            raise SpecError("packages", packages, f"at most as many as its zygote has places for: {places}")
 
     def _trees(self, order: _Order) -> list[tuple[str, int]]:
         """What is a function's own among the mounts: where to, and detached trees, which are the caller's to close."""
@@ -413,7 +427,7 @@ class Zygote(Owned):
                 kit.tmp = kit.shm = -1
             part = forks.function_part([target for target, _ in trees], kit.uid, order.rest)
             forks.finish(kit, part, trees, order.config)
-        except (BrokenPipeError, ConnectionResetError):
+        except (ConnectionError, TimeoutError):
             blank.release()
             return None
         except BaseException:

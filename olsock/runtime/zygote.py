@@ -2,7 +2,7 @@
 
 Exec'd as ``python -I -S -B /var/runtime/zygote.py``, or forked from another zygote, with the control socket
 (SOCK_SEQPACKET, to the library) on fd 3. First message: JSON ``{"imports": [...], "path": [...],
-"capabilities": int, "config": {...}}`` (the last for a zygote of one function), answered by one
+"capabilities": int, "env": {...}, "config": {...}}`` (the last for a zygote of one function), answered by one
 JSON message. Then one packet per fork: opaque bytes for `_fork.fork` and the descriptors that belong to
 them, answered by ``b"\\0" + pid u32`` or ``b"\\1" + errno i32 + text``. The library is trusted, what is
 imported here is not: nothing said here is believed by it.
@@ -43,7 +43,7 @@ MAX_PACKET = 64 * 1024
 MAX_FDS = 32
 MAX_REASON = 1024
 MAX_REASONS, MAX_BAD = 16 * 1024, 256  # of a report: characters, imports that failed
-HELLO = b"\0"  # from a forked zygote, which waits for its orders
+HELLO = b"\0"  # from a forked zygote that waits for its orders, and from a handler that waits for its function
 FINISHED, HALF_MADE, ZYGOTE, EXECUTED = 0, -1, -2, 1  # kinds of children: csrc/fork/isolate.h
 FORKED = struct.Struct("<BI")
 FAILED = struct.Struct("<Bi")
@@ -81,6 +81,7 @@ def settled(expected: int) -> int:
 def prepare(order: dict[str, Any]) -> dict[str, Any]:
     """Import what `order` names, and return the report."""
     began = time.perf_counter()
+    os.environ.update(order.get("env") or {})
     path = order.get("path") or []
     sys.path += [entry for entry in (*path, handler.LIBRARY) if entry not in sys.path]
     gc.disable()  # nothing that an import makes is garbage for long; collections would only touch pages
@@ -192,6 +193,7 @@ def begin(kind: int) -> int:
     """Be a zygote: take the orders, import, and fork. Returns in its children, with their kind."""
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
     if kind == ZYGOTE:
+        reseed.restore()  # zygotes of one parent would draw the same keys: they have the same pid, too
         control.send(HELLO)
     data, _ = receive(control)
     if not data:
@@ -203,6 +205,17 @@ def begin(kind: int) -> int:
     control.send(json.dumps(report).encode())
     del data, order, report
     return loop(control)
+
+
+def wait(channel: handler.Channel) -> None:
+    """Say that everything but the function is there, wait for that, and take it on."""
+    threads = settled(1)
+    if threads != 1:
+        # Hooks of packages may start some after a fork. They would keep the zygote's filter when this thread takes on a
+        # handler's, and the function's code could have them do what it may not: such a handler cannot be made ahead.
+        raise OSError(errno.EBUSY, f"hooks of the fork left {threads} threads running")
+    channel.send(HELLO)
+    _fork.finish(channel.fd)
 
 
 def main() -> NoReturn:
@@ -217,7 +230,7 @@ def main() -> NoReturn:
         if hooks.MODULES[0] in sys.modules or hooks.MODULES[1] in sys.modules:
             server.restored = hooks.run_after_restore
         if kind == HALF_MADE:
-            _fork.finish(server.channel.fd)  # waits for the function
+            wait(server.channel)
             handler.announce(server.channel.fd)
     except BaseException as error:
         # Told to the log and to the library by the end of file; there is nobody to go on for.
