@@ -13,14 +13,18 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
-from olsock import function, python_pool, sandbox, zygote
+from olsock import function, packages, python_pool, sandbox, zygote
 from olsock.cgroups import Stats
 from olsock.errors import OlsockError
 from olsock.function import Handles
+from olsock.memory import Memory
+from olsock.packages import Closure, Lock
+from olsock.packages.eviction import Contents
 from olsock.pipes import DEVNULL, PIPE
 from olsock.results import Completed
 from olsock.sandbox import OUTPUT_LIMIT
 from olsock.snippets import ExecResult
+from olsock.spec import Size
 
 THREADS = 128  # waits at once; more wait for their turn
 END_THREADS = 8  # of their own, or what ends a wait could wait for its turn behind it
@@ -33,7 +37,7 @@ class _Closable(Protocol):
 P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=_Closable)
-T = TypeVar("T", bound="sandbox.Sandbox | sandbox.Process | zygote.Zygote | function.Function | python_pool.PythonPool")
+T = TypeVar("T", bound=_Closable)
 
 _pool: ThreadPoolExecutor | None = None
 _end_pool: ThreadPoolExecutor | None = None
@@ -254,6 +258,10 @@ class Function(_Made[function.Function]):
         """What the sandbox uses and has used."""
         return await _wait(self.sync.stats)
 
+    async def memory(self) -> Memory:
+        """What of the memory of its processes is its own, and what it shares."""
+        return await _wait(self.sync.memory)
+
     def handles(self) -> Handles:
         """Fresh descriptors for handing the function to another process."""
         return self.sync.handles()
@@ -265,13 +273,21 @@ class Zygote(_Made[zygote.Zygote]):
     def __init__(self, imports: Sequence[str] = (), **options: Any) -> None:
         super().__init__(lambda: zygote.Zygote(imports, **options))
 
-    def fork(self, code: str | os.PathLike[str], handler: str = "f:f", **options: Any) -> _Forked:
+    def fork(self, code: str | os.PathLike[str] | None = None, handler: str | None = None, **options: Any) -> _Forked:
         """Fork a handler: to be awaited, or entered with `async with`."""
         return _Forked(lambda: self.sync.fork(code, handler, **options))
+
+    def child(self, imports: Sequence[str] = (), **options: Any) -> _Child:
+        """Fork a zygote: to be awaited, or entered with `async with`."""
+        return _Child(lambda: self.sync.child(imports, **options))
 
     async def stats(self) -> Stats:
         """What the zygote itself uses."""
         return await _wait(self.sync.stats)
+
+    async def memory(self) -> Memory:
+        """What of the memory of the zygote itself is its own, and what it shares."""
+        return await _wait(self.sync.memory)
 
 
 class _Forked(Function):
@@ -279,6 +295,36 @@ class _Forked(Function):
 
     def __init__(self, make: Callable[[], function.Function]) -> None:
         _Made.__init__(self, make)
+
+
+class _Child(Zygote):
+    """A zygote that a zygote makes."""
+
+    def __init__(self, make: Callable[[], zygote.Zygote]) -> None:
+        _Made.__init__(self, make)
+
+
+class PackageStore(_Made[packages.PackageStore]):
+    """See `olsock.PackageStore`. Cancelling waits for nothing: what goes on in a sandbox ends by itself, and is kept."""
+
+    def __init__(self, directory: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__(lambda: packages.PackageStore(directory, **options))
+
+    async def resolve(self, requirements: Sequence[str], python: str | os.PathLike[str] | None = None) -> Lock:
+        """Return the exact distributions that requirements mean for an interpreter."""
+        return await _wait(self.sync.resolve, requirements, python)
+
+    async def install(self, lock: Lock, python: str | os.PathLike[str] | None = None) -> Closure:
+        """Install what is missing of a lock and return its closure, which is the caller's to close."""
+        return await _wait_or_drop(self.sync.install, lock, python)
+
+    async def contents(self) -> Contents:
+        """Count the packages, the closures and the bytes of the store."""
+        return await _wait(self.sync.contents)
+
+    async def evict(self, max_bytes: Size) -> int:
+        """Remove the least valuable until `max_bytes` are left."""
+        return await _wait(self.sync.evict, max_bytes)
 
 
 class PythonPool(_Made[python_pool.PythonPool]):

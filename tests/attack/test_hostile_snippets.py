@@ -204,7 +204,7 @@ def test_a_huge_value(alone: Callable[..., ExecResult], value: str) -> None:
     ],
 )
 def test_ends_of_all_kinds(alone: Callable[..., ExecResult], source: str, words: str) -> None:
-    done = alone(source, timeout=2.0)
+    done = alone(source, timeout=4.0)
     assert words in (done.ended or "")
     assert not words or not done.ok
     assert len(str(done.exception)) < 100_000

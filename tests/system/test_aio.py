@@ -21,6 +21,7 @@ from olsock import aio
 from olsock.errors import DeadlineError, InvocationError, KernelError, SandboxDeadError, SpecError
 from olsock.function import Handles
 from support.eventually import eventually
+from support.wheels import wheel
 
 pytestmark = pytest.mark.system
 
@@ -161,6 +162,41 @@ def frozen(function: aio.Function) -> bool:
 
 
 @pytest.mark.cgroup
+def test_zygotes_of_zygotes(code: Path) -> None:
+    async def main() -> None:
+        async with aio.Zygote(["decimal"], descendants=1) as parent:
+            async with parent.child(["statistics"], code=code, handler="f:echo") as child, child.fork() as made:
+                assert await made.invoke({"a": 1}) == {"a": 1}
+                assert (await child.memory()).resident > 0 and (await made.memory()).resident > 0
+            async with parent.child() as child:
+                assert child.sync.alive
+            with pytest.raises(SpecError):
+                await parent.child(network="host")
+
+    run(main())
+
+
+def test_a_store_of_packages(tmp_path: Path) -> None:
+    wheel(tmp_path / "wheels", "greeting", "1.0")
+    environment = {"UV_FIND_LINKS": str(tmp_path / "wheels"), "UV_NO_INDEX": "1"}
+
+    async def main() -> None:
+        async with aio.PackageStore(tmp_path / "store", network="none", environment=environment) as store:
+            lock = await store.resolve(["greeting"])
+            with await store.install(lock) as closure:
+                assert os.listdir(closure.directory)
+                assert (await store.contents()).closures == 1
+            assert await store.evict(0) == 0
+            installing = asyncio.create_task(store.install(lock))
+            await asyncio.sleep(0)
+            installing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await installing
+            assert await store.evict(0) == 0, "nobody holds it"
+
+    run(main())
+
+
 def test_handles_are_fresh(code: Path) -> None:
     async def main() -> None:
         async with aio.Function(code, "f:echo") as function:
@@ -382,8 +418,10 @@ def test_every_public_method_that_waits_is_there() -> None:
     instant = {
         "Sandbox": {"pid", "alive"},
         "Process": {"poll", "terminate"},
-        "Zygote": {"alive"},
-        "Function": {"pid", "alive", "output", "oom_kills", "forked"},
+        "Zygote": {"alive", "blanks", "waiting"},
+        "Function": {"pid", "alive", "output", "errors", "oom_kills", "forked", "forked_from", "ready"},
+        "PackageStore": set(),
+        "PythonPool": {"alive", "call"},
     }
     for name, on_sync in instant.items():
         ours, theirs = getattr(aio, name), getattr(olsock, name)
