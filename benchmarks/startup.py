@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -26,21 +25,13 @@ import cycles
 import peers
 import servers
 from measure import Row, Samples, absolute, compare, interleave, show, timed
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from report import console, describe_host, errors, progress, publish
 
 import olsock
-from olsock import host as hosts
 
 PANDAS = ["numpy", "pandas"]
 PAUSE_TARGET = 60e-6
 MAX_RSS_GROWTH = 64 * 1024  # bytes in the second half of all cycles; in the first, allocators are still filling up
-HERE = Path(__file__).resolve().parent
-
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-errors = Console(stderr=True, highlight=False)
-Tick = Callable[[int, int], None]
 
 
 class Options:
@@ -54,26 +45,6 @@ class Options:
         self.batches = 3 if quick else 10
         self.requests = 300 if quick else 1000
         self.wrk_seconds = 1 if quick else 3
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Tick]:
-    """Show how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
-    if not errors.is_terminal:
-        last = time.monotonic()
-
-        def line(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last > 5 or done == total:
-                errors.print(f"startup: {what}: {done}/{total}")
-                last = time.monotonic()
-
-        yield line
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -369,39 +340,6 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
 }
 
 
-def describe_host() -> str:
-    """What figures of this kind depend on, beside the processor."""
-    processors = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in processors if line.startswith("model name")), "?")
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    favour = any(" cgroup2 " in line and "favordynmods" in line for line in mounts)
-    expedited = Path("/sys/kernel/rcu_expedited")
-    rcu = expedited.read_text().strip() if expedited.exists() else "?"
-    return (
-        f"{model}, {servers.cores()} processors, load {os.getloadavg()[0]:.2f}; Linux {platform.release()}; "
-        f"Python {platform.python_version()}; cgroups {hosts.current().tree.mode}, "
-        f"favordynmods {'on' if favour else 'off'}, rcu_expedited {rcu}"
-    )
-
-
-def table(rows: list[Row]) -> Table:
-    """The results, with a word on each target."""
-    shown = Table("what", show_lines=False, title="medians")
-    for name in ("olsock", "reference", "ratio", "target"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("")
-
-    def value(of: float | None, rate: bool) -> str:
-        return "" if of is None else show(of, rate)
-
-    verdicts = {True: "[green]pass[/]", False: "[bold red]miss[/]"}
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-        verdict = "" if not row.goal else verdicts.get(row.holds, "[yellow]not run[/]")  # type: ignore[arg-type]
-        shown.add_row(row.name, value(row.ours, row.rate), value(row.reference, row.rate), ratio, row.goal, verdict)
-    return shown
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there as well")
@@ -418,13 +356,7 @@ def main() -> int:
     rows: list[Row] = []
     for name in given.only or SECTIONS:
         rows += SECTIONS[name](options)
-    console.print(table(rows))
-    for row in rows:
-        console.print(f"{row.name}: {row.note}", markup=False)
-    if given.json:
-        given.json.write_text(json.dumps([row.record() for row in rows], indent=1) + "\n")
-    missed = sum(row.holds is False for row in rows)
-    console.print(f"{missed} missed" if missed else "every target that could be measured holds")
+    publish(rows, given.json)
     return 0
 
 
