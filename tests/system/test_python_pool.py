@@ -377,6 +377,36 @@ def test_one_that_keeps_dying_is_replaced_less_and_less_often(pool: PythonPool) 
     assert refused > 0
 
 
+def test_zygotes_die_while_many_call(pool: PythonPool) -> None:
+    """Whoever gets an answer gets its own, and who gets none is told why."""
+    stop = threading.Event()
+
+    def kill() -> int:
+        killed = 0
+        while not stop.wait(0.1):
+            reign = pool._lineage._current
+            if reign is not None and pool.alive:
+                os.kill(reign.zygote.pid, signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def call(number: int) -> int | None:
+        try:
+            return pool.exec("import time; time.sleep(0.02); n * n", {"n": number}, timeout=30.0).value
+        except ZygoteError:
+            passes(0.02)
+            return None
+
+    with ThreadPoolExecutor(7) as threads:
+        killer = threads.submit(kill)
+        answers = list(threads.map(call, range(150)))
+        stop.set()
+        assert killer.result() > 2
+    assert all(answer in (None, n * n) for n, answer in enumerate(answers))
+    assert answers.count(None) < 150
+    assert eventually(lambda: _works(pool))
+
+
 def test_one_that_cannot_be_replaced_is_told_as_that(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     module = tmp_path / "fragile.py"
