@@ -9,6 +9,7 @@ from olsock.errors import (
     InvocationError,
     KernelError,
     OlsockError,
+    PlanError,
     ProtocolError,
     SandboxDeadError,
     SpecError,
@@ -16,6 +17,7 @@ from olsock.errors import (
     ZygoteError,
 )
 from olsock.function import Function
+from olsock.nursery import ZygoteTree
 from olsock.packages import Closure, Lock, PackageError, PackageStore
 from olsock.pipes import DEVNULL, PIPE, STDOUT
 from olsock.python_pool import PythonPool
@@ -45,6 +47,7 @@ __all__ = [
     "OlsockError",
     "PackageError",
     "PackageStore",
+    "PlanError",
     "Process",
     "ProtocolError",
     "PythonPool",
@@ -56,4 +59,5 @@ __all__ = [
     "Usage",
     "Zygote",
     "ZygoteError",
+    "ZygoteTree",
 ]
