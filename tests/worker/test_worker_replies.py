@@ -243,6 +243,8 @@ def test_a_second_reply_retires_the_sandbox(worker: WorkerProcess) -> None:
     worker.until(lambda: "twice" in worker.status()["functions"])
     assert [worker.call("twice", {"twice": False}).json for _ in range(2)] == [1, 2]  # the control: it is kept
     assert worker.call("twice", {"twice": True}).json == "first"
+    # The second reply may come after the next request, which then fails with the sandbox: wait for its end.
+    worker.until(lambda: not worker.status()["functions"]["twice"]["instances"])
     assert worker.call("twice", {"twice": False}).json == 1
 
 

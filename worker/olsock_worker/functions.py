@@ -187,8 +187,8 @@ class Function:
 
     def prewarm(self) -> None:
         """Start an instance ahead of the next call, if that costs nobody who is worth more."""
-        if self.count or not self.rested:
-            return
+        if self.count or not self.rested or self.fleet.functions.get(self.name) is not self:
+            return  # called, or removed, since
         worth = self.fleet.values.new(self.stats.start.mean * 1e3, self.stats.memory or self.config.memory)
         if self.fleet.start(self, worth):
             self.stats.keep.prewarms += 1
