@@ -14,7 +14,11 @@ from olsock.zygote import Zygote
 MAX_DEPTH = 12
 """Zygotes below each other: the kernel nests 32 user and pid namespaces at most, and we may be in some already."""
 
-SPARE_CELLS = 2  # room in a node for so many times the children that the plan has now
+SPARE = 2  # room in a node for that many times the nodes that the plan has below it, and for as many more
+
+
+class NoRoomError(OlsockError):
+    """There are as many zygotes as there may be."""
 
 
 class BadNodeError(OlsockError):
@@ -43,7 +47,7 @@ class Job:
 
 
 def job_for(slot: Slot, settings: Settings) -> Job | None:
-    """How a node would be built now; None if an ancestor has to be built before."""
+    """How a node would be built now; None if an ancestor has to be built before. Raises `NoRoomError`."""
     if slot.above is None:
         return Job(slot, None, slot.node.imports, settings.cells)
     imports = list(_sound(slot))
@@ -52,13 +56,13 @@ def job_for(slot: Slot, settings: Settings) -> Job | None:
         if above.usable() and above.live is not None:
             live = above.live
             if live.taken < live.cells and live.depth < MAX_DEPTH:
-                wanted = SPARE_CELLS * _below(slot)
+                wanted = SPARE * (_below(slot) + 1)
                 return Job(slot, live, tuple(imports), min(wanted, live.cells - live.taken - 1))
             imports[:0] = _sound(above)  # no room below it: from further up, with what it has
         elif above.state in ("cold", "building"):
             return None
         above = above.above
-    return None
+    raise NoRoomError(f"there are as many zygotes as there may be: {settings.cells}")
 
 
 def _sound(slot: Slot) -> list[str]:
@@ -81,7 +85,8 @@ def build(job: Job, store: Store, settings: Settings) -> Live:
     try:
         zygote = _import(job, closure, settings)
         try:
-            live = Live(zygote, closure, job.above, job.cells, job.above.depth + 1 if job.above else 0)
+            depth = job.above.depth + 1 if job.above else 0
+            live = Live(zygote, closure, job.above, zygote.spec.descendants, job.cells + 1, depth)
             live.size = zygote.memory().unique
             live.loaded = _loaded(live, closure)
         except BaseException:
@@ -122,8 +127,14 @@ def _make(job: Job, imports: list[str], closure: Closure | None, settings: Setti
     }
     if job.above is None:
         return Zygote(imports, python=settings.python, **common, **settings.options)
-    inherited = {name: value for name, value in settings.options.items() if name in ("env", "spare", "blanks")}
-    return job.above.zygote.child(imports, **common, **inherited)
+    common |= {name: value for name, value in settings.options.items() if name in ("env", "spare", "blanks")}
+    try:
+        return job.above.zygote.child(imports, **common)
+    except ZygoteError as error:
+        if not job.cells or not str(error).startswith("no room"):
+            raise
+    # Room is given in one piece, and the free pieces are too small.
+    return job.above.zygote.child(imports, **common | {"descendants": 0})
 
 
 def _loaded(live: Live, closure: Closure | None) -> dict[str, Import]:

@@ -49,6 +49,7 @@ class Live:
     closure: Closure | None  # holds its packages
     above: Live | None
     cells: int  # zygotes that may be forked below it
+    held: int  # cells of what it was forked from, for itself and those
     depth: int
     taken: int = 0  # of those cells
     children: int = 0  # zygotes below it that are not closed

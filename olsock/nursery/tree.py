@@ -18,7 +18,7 @@ from typing import Any
 
 from olsock.errors import KernelError, OlsockError, SpecError, ZygoteError
 from olsock.function import Function
-from olsock.nursery.builds import BadNodeError, Job, Settings, build, job_for
+from olsock.nursery.builds import BadNodeError, Job, NoRoomError, Settings, build, job_for
 from olsock.nursery.choices import ROOT, Bound, Choice, Choices, Facts, is_in
 from olsock.nursery.evictions import is_leaf, victims
 from olsock.nursery.slots import LONG_LIFE, STRIKES, Closure, Live, NodeStats, Slot, Store, describe
@@ -66,7 +66,7 @@ class ZygoteTree(Owned):
         memory: Size = "1G",
         *,
         zygote_memory: Size | None = "1G",
-        cells: int = 255,
+        cells: int = 1023,
         builders: int = 2,
         timeout: float = 120.0,
         ahead: bool = False,
@@ -387,16 +387,22 @@ class ZygoteTree(Owned):
             if not all(each.planned for each in slot.path):
                 slot.wanted = False  # of a plan that is no more; who wants it again says below what
                 continue
-            job = job_for(slot, self._settings)
+            try:
+                job = job_for(slot, self._settings)
+            except NoRoomError as error:
+                self._put_off(slot, str(error))
+                continue
             if job is None:
                 continue  # what it is forked from comes first, and says when it has
             if not self._fits(slot):
-                slot.reason, slot.full_until = "no memory for it: what is there is worth more", now + FULL_WAIT
-                slot.wanted = False
-                self._tell(slot)
+                self._put_off(slot, "no memory for it: what is there is worth more")
                 continue
             self._begin(job)
         return due
+
+    def _put_off(self, slot: Slot, why: str) -> None:
+        slot.reason, slot.full_until, slot.wanted = why, time.monotonic() + FULL_WAIT, False
+        self._tell(slot)
 
     def _fits(self, slot: Slot) -> bool:
         """Whether there is memory for a node, or what is worth less can make room. Under the lock."""
@@ -505,7 +511,7 @@ class ZygoteTree(Owned):
                 live.closure.close()
             with self._lock:
                 if live.above is not None:
-                    live.above.taken -= live.cells + 1
+                    live.above.taken -= live.held
                     live.above.children -= 1
                 self._nudge()
 
@@ -614,10 +620,9 @@ class ZygoteTree(Owned):
 
 
 def _is_final(problem: Exception, slot: Slot) -> bool:
-    """Whether trying again is of no use: imports that leave threads behind, or that have ended the interpreter twice."""
+    """Whether trying again is of no use: imports that leave threads behind, or did not end well, or at all, twice."""
     text = str(problem)
     if text.startswith("imports left"):
         return True
-    return (
-        isinstance(problem, ZygoteError) and "during imports" in text and "signal 9" not in text and slot.failures >= 2
-    )
+    crashed = ("during imports" in text and "signal 9" not in text) or text.startswith("imports took longer")
+    return isinstance(problem, ZygoteError) and crashed and slot.failures >= 2

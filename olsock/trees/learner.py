@@ -34,6 +34,15 @@ class Imported(Protocol):
     def bytes(self) -> int: ...
 
 
+def owner(module: str, owners: Mapping[str, str]) -> str | None:
+    """The package that a module is of, by the longest beginning of its name that has an owner."""
+    while module:
+        if module in owners:
+            return owners[module]
+        module = module.rpartition(".")[0]
+    return None
+
+
 @dataclass(slots=True)
 class _Module:
     """Running figures of one module of one package."""
@@ -98,8 +107,8 @@ class Learner:
             return
         known.told = True
         for each in imports:
-            package = (owners or {}).get(each.package)
-            if package in packages:
+            package = owner(each.module, owners or {})
+            if package is not None and package in packages:
                 self._note(known, each.module, package, each.self_ms, each.bytes)
         self._inherit(known, used, owners or {}, loaded or {})
 
@@ -118,7 +127,12 @@ class Learner:
         self, known: _Function, used: Collection[str], owners: Mapping[str, str], loaded: Mapping[str, Import]
     ) -> None:
         """Count what a zygote had loaded already, as far as the function uses it."""
-        direct = {owners[top] for top in used if owners.get(top) in known.packages}
+        # Of a namespace package, such as google.cloud, nobody knows whose part was used: it may be any.
+        direct = {
+            package
+            for module, package in owners.items()
+            if module.partition(".")[0] in used and package in known.packages
+        }
         needed = complete(direct, known.requires, known.packages)
         for module, each in loaded.items():
             if each.package in needed and each.package is not None and len(known.modules) < MAX_MODULES:

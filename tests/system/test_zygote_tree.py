@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -231,6 +232,30 @@ def test_the_same_version_from_another_file_is_another_package(plant, closure, c
         with store.install(store.resolve(["other"])) as forged, tree.fork(code, closure=forged) as fn:
             assert forged.packages == own.packages and fn.forked_from == "root"
             assert fn.invoke(["other"])["other"][1] == "forged"
+
+
+def test_many_threads_start_functions_at_once(plant, closure, code):
+    tree = plant(TREE, spare=2)
+    closures = [closure("top", "base==1.0"), closure("base==2.0"), closure("other")]
+
+    def start(number: int) -> bool:
+        own = closures[number % 3]
+        with tree.fork(code, closure=own) as fn:
+            return {own.owners()[name] for name in fn.invoke()} <= own.packages
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(start, range(60)))
+    assert sum(each.hits for each in tree.stats().nodes) + tree.stats().cold_starts == 60
+
+
+def test_no_more_zygotes_than_there_may_be(plant, closure, code):
+    tree = plant(TREE, cells=1)
+    for own in (closure("base==2.0"), closure("other")):
+        begin(tree, own)
+    assert stats(tree, "base==2.0").state == "ready"
+    assert "as many zygotes as there may be" in stats(tree, "other==1.0").reason
+    with tree.fork(code, closure=closure("other")) as fn:
+        assert fn.forked_from == "root"
 
 
 # -- the subset rule --------------------------------------------------------------------------------------------------
