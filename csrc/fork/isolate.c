@@ -28,10 +28,19 @@
 
 static uint32_t flags;
 static struct streams streams;
+static int *tid_address;
+
+/* Found once: a child has it at the same place, but there the kernel no longer knows of the robust list. */
+int *thread_id(void)
+{
+    if (!tid_address)
+        tid_address = thread_id_address();
+    return tid_address;
+}
 
 pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr)
 {
-    int *tid = thread_id_address();
+    int *tid = thread_id();
 
     flags = packet_u32(p);
     streams.channel = packet_fd(p);

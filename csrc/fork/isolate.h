@@ -20,6 +20,7 @@ struct streams {
 enum child { FINISHED = 0, HALF_MADE = -1, ZYGOTE = -2 };
 
 /* isolate.c: the clone, which is 0 in the child; and what the child does then, which returns only if all is in place */
+int *thread_id(void); /* where the C library keeps it; NULL: unknown */
 pid_t isolate_clone(struct ols_packet *p, struct ols_err *reterr);
 enum child isolate_child(struct ols_packet *p);
 void isolate_finish(int channel);

@@ -12,7 +12,6 @@
 #include "isolate.h"
 
 #include "../core/syscalls.h"
-#include "../core/thread_id.h"
 
 #include <linux/securebits.h>
 #include <sched.h>
@@ -37,7 +36,7 @@ static int be_born_again(struct ols_err *reterr)
 {
     struct clone_args args = {
         .flags = CLONE_PARENT | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID,
-        .child_tid = (uint64_t) (uintptr_t) thread_id_address(),
+        .child_tid = (uint64_t) (uintptr_t) thread_id(),
     };
     long pid = sys_clone3(&args);
     if (pid > 0)
