@@ -9,12 +9,15 @@ import contextlib
 import fcntl
 import os
 import secrets
+import select
+import time
 from collections.abc import Iterator
 from typing import Self
 
 FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 MUTEX = ".lock"
+LAST_BREATH = 2.0  # seconds that a dead process's sandbox may take to end
 WORK = "work"  # the part that a sandbox may write
 
 
@@ -134,11 +137,27 @@ def clean(parent_fd: int) -> int:
         fd = _lock_if_dead(parent_fd, name)
         if fd is not None:
             try:
-                remove_tree(parent_fd, name)
-                removed += 1
+                removed += _remove_abandoned(parent_fd, name)
             finally:
                 os.close(fd)
     return removed
+
+
+def _remove_abandoned(parent_fd: int, name: str) -> bool:
+    """Remove the directory of a dead process, whose sandbox ends a moment after it and may write until then.
+
+    It can get in the way, but not lead out: all is done by descriptors that follow no links. What cannot be removed yet
+    is left to the next one.
+    """
+    end = time.monotonic() + LAST_BREATH
+    while True:
+        try:
+            remove_tree(parent_fd, name)
+            return True
+        except OSError:
+            if time.monotonic() > end:
+                return False
+        select.poll().poll(10)
 
 
 def _lock_if_dead(parent_fd: int, name: str) -> int | None:
@@ -161,7 +180,7 @@ def _lock_if_dead(parent_fd: int, name: str) -> int | None:
 def remove_tree(parent_fd: int, name: str) -> None:
     """Remove a directory and all in it, however deep: what is below the first level is moved up before it is removed.
 
-    Nothing runs that could change it meanwhile; no link is followed. A path of any length and a hundred thousand levels
+    No link is followed, whatever happens in it meanwhile. A path of any length and a hundred thousand levels
     cost neither stack nor descriptors.
     """
     top = os.open(name, FLAGS, dir_fd=parent_fd)

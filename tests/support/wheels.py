@@ -32,7 +32,7 @@ def wheel(
     contents[f"{info}/WHEEL"] = f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n".encode()
     lines = [f"{path},sha256={_digest(data)},{len(data)}\n" for path, data in contents.items()]
     contents[f"{info}/RECORD"] = ("".join(lines) + f"{info}/RECORD,,\n").encode()
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     target = folder / f"{name.replace('-', '_')}-{version}-{tag}.whl"
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -78,7 +78,7 @@ def source(folder: Path, name: str, version: str = "1.0", built: str = "") -> Pa
         "backend.py": backend,
         "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
     }
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     target = folder / f"{name}-{version}.tar.gz"
     with tarfile.open(target, "w:gz") as archive:

@@ -20,7 +20,7 @@ import pytest
 
 import olsock
 from olsock import Lock, PackageError, PackageStore, SpecError, interpreters
-from olsock.packages import collect
+from olsock.packages import collect, indexes
 from olsock.packages.scratch import remove_tree
 from olsock.packages.uv import Uv
 from support.require import require
@@ -373,6 +373,51 @@ def test_time_is_bounded(open_store, wheels):
     store = open_store(allow_source=True, timeout=3)
     with pytest.raises(PackageError, match="within 3 seconds"):
         store.install(store.resolve(["slow"]))
+
+
+@pytest.mark.parametrize("setting", ["UV_DEFAULT_INDEX", "UV_INDEX", "UV_EXTRA_INDEX_URL"])
+def test_an_index_that_is_a_directory(open_store, tmp_path, setting, show):
+    """The simple repository layout, named by file:// as a private mirror on disk would be."""
+    made = wheel(tmp_path / "simple" / "a", "a")
+    (tmp_path / "simple" / "a" / "index.html").write_text(f'<a href="{made.name}">{made.name}</a>')
+    (tmp_path / "simple").chmod(0o755)
+    address = f"file://{tmp_path}/simple"
+    others = {} if setting == "UV_DEFAULT_INDEX" else {"UV_DEFAULT_INDEX": address}
+    store = open_store(environment={**others, setting: f"mirror={address}" if setting == "UV_INDEX" else address})
+    with store.install(store.resolve(["a"])) as closure:
+        assert show(closure, "a")["a"][0] == "1.0"
+
+
+def test_what_of_an_environment_reaches_uv(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "ca.pem").write_text("")
+    found = indexes.of(
+        {
+            "UV_FIND_LINKS": f"{tmp_path}/one,https://example.org/links",
+            "UV_INDEX": f"mine=https://user:secret@example.org/simple file://{tmp_path}/one",
+            "UV_INDEX_MINE_PASSWORD": "secret",
+            "UV_HTTP_TIMEOUT": "7",
+            "SSL_CERT_FILE": f"{tmp_path}/ca.pem",
+            "UV_CACHE_DIR": "/shared",
+            "UV_PYTHON": "/bin/sh",
+            "UV_CONFIG_FILE": "/etc/uv.toml",
+            "UV_NO_BUILD": "0",
+            "PATH": "/mine",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+    )
+    assert {bind.source: bind.target for bind in found.binds} == {
+        f"{tmp_path}/one": "/opt/index/1",
+        f"{tmp_path}/ca.pem": "/opt/index/0",
+    }
+    assert not any(bind.writable for bind in found.binds)
+    assert found.environment == {
+        "UV_FIND_LINKS": "/opt/index/1,https://example.org/links",
+        "UV_INDEX": "mine=https://user:secret@example.org/simple file:///opt/index/1",
+        "UV_INDEX_MINE_PASSWORD": "secret",
+        "UV_HTTP_TIMEOUT": "7",
+        "SSL_CERT_FILE": "/opt/index/0",
+    }
 
 
 def test_settings_that_name_what_is_not_there(open_store):
