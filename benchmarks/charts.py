@@ -58,11 +58,8 @@ def _throughput(axes: Any, tried: Mapping[str, Tried]) -> None:
     axes.plot(*zip(*places, strict=True), color=MUTED, linewidth=1, zorder=1)
     for (nodes, each), (memory, rate), colour in zip(trees.items(), places, colours, strict=True):
         spread = [[rate - min(each.rates)], [max(each.rates) - rate]]
-        axes.errorbar(memory, rate, yerr=spread, fmt="o", color=colour, markersize=7, capsize=3, linewidth=1)
-        label = "1 bare zygote" if nodes == 1 else f"{nodes} nodes"
-        axes.annotate(
-            f"{label}\n{rate:.0f}/s", (memory, rate), (8, -4), textcoords="offset points", fontsize=8, va="top"
-        )
+        place = axes.errorbar(memory, rate, yerr=spread, fmt="o", color=colour, markersize=7, capsize=3, linewidth=1)
+        place.set_label(f"{'1 bare zygote' if nodes == 1 else f'{nodes} nodes'}: {rate:.0f}/s, {memory:.0f} MiB")
     if 1 in trees:
         goal = GOAL * median(trees[1].rates)
         axes.axhline(goal, color=MARK, linestyle=":", linewidth=1)
@@ -71,12 +68,14 @@ def _throughput(axes: Any, tried: Mapping[str, Tried]) -> None:
             textcoords="offset points", fontsize=8, color=MARK, ha="right",
         )  # fmt: skip
     if tried[COLD].rates:
-        axes.axhline(median(tried[COLD].rates), color=MUTED, linestyle=":", linewidth=1)
+        rate = median(tried[COLD].rates)
+        axes.axhline(rate, color=MUTED, linestyle=":", linewidth=1, label=f"no zygote: {rate:.0f}/s")
+    top = 1.1 * max(max(each.rates) for each in trees.values())
     axes.set(
         title="Throughput by size of the tree", xlabel="memory of the zygotes (MiB, proportional)",
-        ylabel="new instances per second", xlim=(-0.02 * LIMIT / MIB, None), ylim=(0, None),
+        ylabel="new instances per second", xlim=(-0.02 * LIMIT / MIB, None), ylim=(0, top),
     )  # fmt: skip
-    axes.margins(x=0.2)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _latencies(axes: Any, tried: Mapping[str, Tried]) -> None:
@@ -95,7 +94,7 @@ def _latencies(axes: Any, tried: Mapping[str, Tried]) -> None:
         title="Call of a new instance, request to reply", xlabel="milliseconds", ylabel="share of calls", ylim=(0, 1.01)
     )
     axes.grid(axis="both", color="#eeeeee")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _tiers(axes: Any, tiers: Mapping[str, Samples]) -> None:
@@ -110,6 +109,6 @@ def _tiers(axes: Any, tiers: Mapping[str, Samples]) -> None:
         axes.annotate(show(middle / 1e3), (high, at), (5, 0), textcoords="offset points", va="center", fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(right=max(most) * 5)
+    axes.set_xlim(min(medians) / 3, max(most) * 5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(title="First reply of a numpy+pandas function", xlabel="milliseconds, median to p90")

@@ -141,22 +141,23 @@ class Replay:
         """Start every function once to see what it imports: what a worker learns as it goes."""
         with progress("what functions import") as tick:
             results = self.clients.map(self._look, self.load)
-            for number, (function, ready, requires) in enumerate(results):
+            for number, (function, ready) in enumerate(results):
                 self.learner.observe(
                     function.name,
                     function.closure.packages,
                     imports=ready.imports,
                     used=ready.used,
                     owners=function.closure.owners(),
-                    requires=requires,
+                    requires=needs(function.closure.directory, function.closure.packages),
                 )
                 tick(number + 1, len(self.load))
         self.known: Known = {each.name: self.learner.known(each.name) or {} for each in self.load}
         self.usages = self.learner.trace()
 
-    def _look(self, function: Function) -> tuple[Function, olsock.Ready, dict[str, frozenset[str]]]:
+    @staticmethod
+    def _look(function: Function) -> tuple[Function, olsock.Ready]:
         with cold(function) as made:
-            return function, made.ready, needs(function.closure.directory, function.closure.packages)
+            return function, made.ready
 
     def plan(self, nodes: int, popular: Sequence[int], seed: int) -> Plan:
         """A tree fitted to a history of calls."""
@@ -232,9 +233,10 @@ class Replay:
         """The targets."""
         clients = f"{servers.cores()} clients"
         bare, fitted = self.tried["1"], self.tried[str(MAIN)]
+        paired = [ours / theirs for ours, theirs in zip(fitted.rates, bare.rates, strict=True)]
         note = (
             f"{clients}, {self.size.functions} functions, {self.size.trials} orders of popularity; "
-            f"interval of batches, each of the same {self.size.calls} calls"
+            f"of batches of the same {self.size.calls} calls, {min(paired):.1f}x .. {max(paired):.1f}x"
         )
         title = f"trace, requests per second, tree of {MAIN} nodes vs one bare zygote"
         yield compare(title, Samples(fitted.rates), Samples(bare.rates), GOAL, note, rate=True)

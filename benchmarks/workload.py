@@ -28,6 +28,8 @@ from olsock.trees.bind import complete
 EXPONENT = 1.5  # of Zipf's law, for packages and for functions
 MOST_PACKAGES = 6  # that a function asks for by name; uniformly 1 to this
 INSTALLS = 4
+PANDAS = ["numpy", "pandas"]
+STORE = "bench-packages"
 
 # Name at the index, and the module that a function imports of it.
 PACKAGES = dict(
@@ -116,7 +118,7 @@ def cache() -> Path:
 def store() -> Iterator[olsock.PackageStore]:
     """The packages of the benchmarks."""
     cache().mkdir(parents=True, exist_ok=True)
-    with olsock.PackageStore(cache() / "bench-packages") as opened:
+    with olsock.PackageStore(cache() / STORE) as opened:
         yield opened
 
 
@@ -157,6 +159,12 @@ def install(packages: olsock.PackageStore, lock: olsock.Lock) -> olsock.Closure:
 def _watch(packages: olsock.PackageStore, total: int, done: threading.Event, tick: Tick) -> None:
     while not done.wait(1.0):
         tick(min(packages.contents().packages, total), total)
+
+
+def pandas(stack: contextlib.ExitStack) -> olsock.Closure:
+    """Numpy and pandas, held for as long as `stack`."""
+    packages = stack.enter_context(store())
+    return stack.enter_context(install(packages, lock_for(packages, PANDAS, "pandas")))
 
 
 def functions(packages: olsock.PackageStore, folder: Path, count: int, seed: int) -> list[Function]:

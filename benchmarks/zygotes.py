@@ -13,27 +13,27 @@ import argparse
 import os
 import resource
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import bursts
 import charts
+import instances
 import peers
 import replay
 import servers
 import workload
 from measure import Row, Samples, compare, interleave, show, timed
 from report import console, describe_host, errors, progress, publish
-from startup import PANDAS, code_directory, fork_once
+from startup import code_directory, fork_once
+from workload import PANDAS
 
 import olsock
 
 BLANKS = 4
-CROWD = 50
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class Options:
     quick: bool
     rounds: int = 200
     bursts: int = 20
+    starts: int = 60
     trace: replay.Size = field(default_factory=replay.Size)
     tried: dict[str, replay.Tried] = field(default_factory=dict)
     tiers: dict[str, Samples] = field(default_factory=dict)
@@ -50,14 +51,7 @@ class Options:
     @classmethod
     def of(cls, quick: bool) -> Options:
         """The usual amounts."""
-        return cls(True, 30, 5, replay.Size.quick()) if quick else cls(False)
-
-
-def pandas_packages(stack: ExitStack) -> str:
-    """A directory with numpy and pandas, held for as long as `stack`."""
-    store = stack.enter_context(workload.store())
-    lock = workload.lock_for(store, PANDAS, "pandas")
-    return stack.enter_context(workload.install(store, lock)).directory
+        return cls(True, 30, 5, 10, replay.Size.quick()) if quick else cls(False)
 
 
 # From the blank pool.
@@ -84,7 +78,7 @@ def measure_blank(options: Options) -> Iterator[Row]:
         add("bare", zygote, stack.enter_context(peers.ForkServer([], None)))
         why_not = ""
         try:
-            packages = pandas_packages(stack)
+            packages = workload.pandas(stack).directory
             zygote = stack.enter_context(olsock.Zygote(PANDAS, packages=[packages], blanks=BLANKS))
             add("numpy+pandas", zygote, stack.enter_context(peers.ForkServer(PANDAS, Path(packages))))
         except peers.PeerError as error:
@@ -103,44 +97,15 @@ def measure_blank(options: Options) -> Iterator[Row]:
 # Many first calls at once.
 
 
-def one(zygote: olsock.Zygote, code: str) -> tuple[float, float]:
-    """Seconds that a fork alone takes until the handler is imported, and those of its call."""
-    begun = time.perf_counter()
-    with zygote.fork(code, "f:f") as made:
-        made.wait_ready(30)
-        forked = time.perf_counter()
-        made.invoke({"x": 1})
-        return forked - begun, time.perf_counter() - forked
-
-
-def burst(zygote: olsock.Zygote, code: str, clients: ThreadPoolExecutor) -> float:
-    """Seconds until the last of many first calls at once is answered. No instance answers twice."""
-    gate = threading.Barrier(CROWD + 1)
-
-    def first_call(_: int) -> tuple[olsock.Function, float]:
-        gate.wait()
-        made = zygote.fork(code, "f:f")
-        made.invoke({"x": 1})
-        return made, time.perf_counter()
-
-    running = [clients.submit(first_call, number) for number in range(CROWD)]
-    gate.wait()
-    begun = time.perf_counter()
-    results = [each.result() for each in running]
-    for made, _ in results:
-        made.close()
-    return max(end for _, end in results) - begun
-
-
 def measure_burst(options: Options) -> Iterator[Row]:
     """The last of 50 concurrent first calls to one function, against what 50 forks take at the very least."""
     with ExitStack() as stack:
         code = stack.enter_context(code_directory())
-        clients = stack.enter_context(ThreadPoolExecutor(CROWD, "client"))
+        clients = stack.enter_context(ThreadPoolExecutor(bursts.CROWD, "client"))
         zygotes: dict[str, olsock.Zygote] = {"bare": stack.enter_context(olsock.Zygote())}
         why_not = ""
         try:
-            packages = [pandas_packages(stack)]
+            packages = [workload.pandas(stack).directory]
             zygotes["numpy+pandas"] = stack.enter_context(olsock.Zygote(PANDAS, packages=packages))
         except peers.PeerError as error:
             why_not = str(error)
@@ -149,16 +114,16 @@ def measure_burst(options: Options) -> Iterator[Row]:
         for name, zygote in zygotes.items():
 
             def bound(zygote: olsock.Zygote = zygote, name: str = name) -> float:
-                alone[name].append(one(zygote, code))
+                alone[name].append(bursts.one(zygote, code))
                 fork, run = alone[name][-1]
-                return fork * CROWD / servers.cores() + run
+                return fork * bursts.CROWD / servers.cores() + run
 
-            contenders[name] = lambda zygote=zygote: burst(zygote, code, clients)  # type: ignore[misc]
+            contenders[name] = lambda zygote=zygote: bursts.burst(zygote, code, clients)  # type: ignore[misc]
             contenders[f"{name}, bound"] = bound
-        with progress(f"bursts of {CROWD}") as tick:
+        with progress(f"bursts of {bursts.CROWD}") as tick:
             samples = interleave(contenders, options.bursts, settle=0.2, tick=tick)
     for name in ("bare", "numpy+pandas"):
-        title = f"{CROWD} first calls at once, last reply vs fork time x {CROWD} / processors + run time, {name}"
+        title = f"{bursts.CROWD} first calls at once, last reply vs fork time x {bursts.CROWD} / processors + run time, {name}"
         if name not in samples:
             yield Row(title, target=3.0, note=why_not, goal="<= 3x")
             continue
@@ -176,10 +141,20 @@ def measure_trace(options: Options) -> Iterator[Row]:
         yield Row(title, target=replay.GOAL, note=str(error), goal=f">= {replay.GOAL:g}x", rate=True)
 
 
+def measure_http(options: Options) -> Iterator[Row]:
+    """See instances.py."""
+    try:
+        yield from instances.measure(options.starts, options.bursts, options.tiers)
+    except peers.PeerError as error:
+        for name, goal in instances.GOALS.items():
+            yield Row(instances.title(name), target=goal, note=str(error), goal=f"<= {goal:g}x")
+
+
 SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "blank": measure_blank,
     "burst": measure_burst,
     "trace": measure_trace,
+    "http": measure_http,
 }
 
 
