@@ -7,6 +7,8 @@ import socket
 
 from olsock._core import process
 
+MAX_READS = 64  # of one pipe at one time: 4 MiB
+
 
 class Endpoints:
     """A channel (stream socketpair), a log (pipe) and perhaps a second one: ours to keep, theirs to hand over."""
@@ -51,14 +53,30 @@ class Endpoints:
         self.log = self.errors = -1
 
 
-def read_tail(fd: int, into: bytearray, limit: int) -> bool:
-    """Read what a non-blocking pipe holds and keep the last `limit` bytes; False when the other end is closed."""
-    while True:
-        try:
-            data = os.read(fd, 65536)
-        except BlockingIOError:
-            return True
-        if not data:
-            return False
-        into += data
-        del into[:-limit]
+class Tail:
+    """The end of what comes out of a pipe, whose fd stays the caller's."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self.cut = False  # there was more than is kept
+        self._limit = limit
+        self._kept = bytearray()
+
+    def read(self) -> bool:
+        """Take what is there; False when the other end is closed. Bounded: who prints for ever does not keep us."""
+        for _ in range(MAX_READS):
+            try:
+                data = os.read(self.fd, 65536)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._kept += data
+            if len(self._kept) > self._limit:
+                self.cut = True
+                del self._kept[: -self._limit]
+        return True
+
+    def __str__(self) -> str:
+        return self._kept.decode(errors="replace")

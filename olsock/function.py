@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 from olsock import host as hosts
@@ -17,8 +17,8 @@ from olsock._core import mounts, process, seccomp
 from olsock.box import Command, Mounts, Setup, limits
 from olsock.cgroups import Leaf, Stats
 from olsock.channel import Channel
-from olsock.endpoints import Endpoints, read_tail
-from olsock.errors import DeadlineError, InvocationError, ProtocolError, SandboxDeadError, SpecError
+from olsock.endpoints import Endpoints, Tail
+from olsock.errors import DeadlineError, InvocationError, OlsockError, ProtocolError, SandboxDeadError, SpecError
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.memory import Memory
 from olsock.owned import Owned
@@ -87,18 +87,17 @@ class Function(Owned):
         self._own()
         self._ready: Ready | None = None
         self.spec = parts.spec
-        self._printed = {fd: bytearray() for fd in (parts.ends.log, parts.ends.errors) if fd >= 0}
-        for fd in self._printed:
-            os.set_blocking(fd, False)
-        self._log, self._errors = parts.ends.log, parts.ends.errors
-        self._channel = Channel(parts.ends.channel, aux={fd: partial(self._drain, fd) for fd in self._printed})
+        self._final: Stats | None = None  # of one that has failed
+        ends = parts.ends
+        self._output = Tail(ends.log, LOG_LIMIT)
+        self._errors = Tail(ends.errors, LOG_LIMIT) if ends.errors >= 0 else None
+        tails = [self._output] if self._errors is None else [self._output, self._errors]
+        self._channel = Channel(ends.channel, aux={tail.fd: tail.read for tail in tails})
 
-    def _drain(self, fd: int) -> bool:
-        return read_tail(fd, self._printed[fd], LOG_LIMIT)
-
-    def _drain_all(self) -> None:
-        for fd in self._printed:
-            self._drain(fd)
+    def _read(self, tail: Tail) -> str:
+        if not self._closed:
+            tail.read()
+        return str(tail)
 
     def wait_started(self, timeout: float | None = None) -> None:
         """Wait until the sandbox is finished and its runtime runs; the handler's module is imported after that."""
@@ -132,15 +131,21 @@ class Function(Owned):
         `timeout` is in seconds. Raises `InvocationError`; its `kind` tells whether the handler raised, its module could
         not be imported, it crashed, ran out of memory or of time. After the last three the function is closed.
         """
-        body = b"" if event is None else json.dumps(event).encode()
-        try:
-            _, answer = self._channel.invoke(body, {"method": "POST", "path": "/"}, timeout or TIMEOUT)
-        except (SandboxDeadError, DeadlineError, ProtocolError) as e:
-            raise self._failure(e) from None
+        answer = self.exchange(b"" if event is None else json.dumps(event).encode(), timeout or TIMEOUT)
         try:
             return json.loads(answer) if answer else None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._failure(ProtocolError("the reply is not JSON")) from None
+
+    def exchange(self, body: bytes, timeout: float | None) -> bytes:
+        """Do what `invoke` does with JSON as it is sent, and is sent back by a sandbox that need not be believed.
+
+        `timeout` in seconds, None for none. For who parses answers with bounds of its own.
+        """
+        try:
+            return self._channel.invoke(body, {"method": "POST", "path": "/"}, timeout)[1]
+        except (SandboxDeadError, DeadlineError, ProtocolError) as e:
+            raise self._failure(e) from None
 
     def _failure(self, error: Exception) -> InvocationError:
         """Find out why there was no answer, and end what is left."""
@@ -158,25 +163,29 @@ class Function(Owned):
             status = self._parts.status()
             how = "it is gone" if status is None else describe_status(status)
             found = InvocationError("crash", f"the handler's process ended: {how}")
-        self._drain_all()
+        with contextlib.suppress(OlsockError, OSError):
+            self._parts.leaf.kill()  # or what it has left behind could print as fast as it is read
+            self._final = self._parts.leaf.stats()
+        self._read(self._output)
+        if self._errors is not None:
+            self._read(self._errors)
         self.close()
         return found
 
     @property
     def output(self) -> str:
         """The end of what the handler has printed so far (64 KiB at most); without stderr if that is separate."""
-        if not self._closed:
-            self._drain_all()
-        return self._printed[self._log].decode(errors="replace")
+        return self._read(self._output)
 
     @property
     def errors(self) -> str:
         """The end of what it has printed on stderr, if its zygote keeps that separate; else empty."""
-        if self._errors < 0:
-            return ""
-        if not self._closed:
-            self._drain_all()
-        return self._printed[self._errors].decode(errors="replace")
+        return "" if self._errors is None else self._read(self._errors)
+
+    @property
+    def cut(self) -> tuple[bool, bool]:
+        """Whether `output` and `errors` are only the end of what was printed."""
+        return self._output.cut, self._errors is not None and self._errors.cut
 
     @property
     def pid(self) -> int:
@@ -196,9 +205,14 @@ class Function(Owned):
         """Let a paused handler go on."""
         self._parts.leaf.thaw()
 
+    def kill(self) -> None:
+        """Kill every process in it, at once; what is left is removed by `close`."""
+        if not self._closed:
+            self._parts.leaf.kill()
+
     def stats(self) -> Stats:
-        """What the sandbox uses and has used."""
-        return self._parts.leaf.stats()
+        """What the sandbox uses and has used; after a failed invocation, what it had used."""
+        return self._final or self._parts.leaf.stats()
 
     def memory(self) -> Memory:
         """What of the memory of its processes is its own, and what it shares (with its zygote, for the most part)."""

@@ -28,7 +28,7 @@ from olsock.errors import (
     SpecError,
     ZygoteError,
 )
-from olsock.function import LOG_LIMIT, Function
+from olsock.function import Function
 from olsock.lineage import Lineage
 from olsock.owned import Owned
 from olsock.packages import PackageStore
@@ -258,38 +258,41 @@ class Call:
 
     def _exchange(self, made: Function, began: float) -> ExecResult:
         left = None if self._timeout is None else max(0.001, self._timeout - (time.monotonic() - began))
-        answer, ended, failure = Answer(None, None, False, None), None, None
+        answer, ended, timed_out = Answer(None, None, False, None), None, False
         try:
-            _, body = made._channel.invoke(self._request, {}, left)
-            answer = read_answer(body)
+            answer = read_answer(made.exchange(self._request, left))
         except InvocationError as error:
             if error.kind == "init":  # nothing of the snippet has run yet
                 raise ZygoteError(f"the runtime of snippets cannot be imported: {error}") from None
-            answer = Answer(None, None, False, Raised(error.name, str(error), error.traceback))
-        except (SandboxDeadError, DeadlineError, ProtocolError) as error:
-            failure = error
+            timed_out = error.kind == "timeout"
+            if timed_out:
+                ended = f"timed out after {self._timeout} s"
+            elif error.kind in ("crash", "oom"):
+                ended = str(error).replace("the handler", "the snippet")
+            else:
+                answer = Answer(None, None, False, Raised(error.name, str(error), error.traceback))
+        except ProtocolError as error:
+            ended = f"condemned: {error}"
         wall, stats = time.monotonic() - began, made.stats()
-        if isinstance(failure, DeadlineError):
-            ended = f"timed out after {self._timeout} s"
-        elif failure is not None:
-            ended = str(made._failure(failure)).replace("the handler", "the snippet")
-        made._parts.leaf.kill()  # or what it has left behind could print as fast as it is read, for ever
+        made.kill()  # or what it has left behind could print as fast as it is read, for ever
         usage = ExecUsage(
             wall_seconds=wall,
             cpu_seconds=stats.cpu_usec / 1e6,
             peak_memory=stats.memory_peak_bytes,
             oom_killed=stats.oom_kills > 0,
-            timed_out=isinstance(failure, DeadlineError),
+            timed_out=timed_out,
         )
-        stdout, out_cut = _marked(made.output, len(made._printed[made._log]))
-        stderr, err_cut = _marked(made.errors, len(made._printed[made._errors]))
-        truncated = answer.truncated or out_cut or err_cut
-        return ExecResult(stdout, stderr, answer.value, answer.repr, answer.exception, ended, truncated, usage)
-
-
-def _marked(text: str, kept: int) -> tuple[str, bool]:
-    """Return what was kept of a stream, and whether that is only its end, which is marked then."""
-    return (f"{CUT}{text}", True) if kept >= LOG_LIMIT else (text, False)
+        stdout, stderr, cut = made.output, made.errors, made.cut
+        return ExecResult(
+            CUT + stdout if cut[0] else stdout,
+            CUT + stderr if cut[1] else stderr,
+            answer.value,
+            answer.repr,
+            answer.exception,
+            ended,
+            answer.truncated or any(cut),
+            usage,
+        )
 
 
 def closed() -> ZygoteError:

@@ -25,7 +25,7 @@ from olsock.box import CAP_SETPCAP, Command, limits
 from olsock.cgroups import Stats
 from olsock.channel import FAULT_SIZE
 from olsock.deadline import Deadline
-from olsock.endpoints import read_tail
+from olsock.endpoints import Tail
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError, ZygoteError
 from olsock.forks import Child, Forks
 from olsock.function import Function, Parts, bind_directory, config, config_of, describe_status
@@ -264,17 +264,16 @@ class Zygote(Owned):
     def _receive_report(self) -> dict[str, Any]:
         """Wait for the zygote's report while emptying its log, on which it could block otherwise."""
         assert self._control is not None
-        output = bytearray()
+        output = Tail(self._log, LOG_LIMIT)
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         poll.register(self._log, select.POLLIN)
-        os.set_blocking(self._log, False)
         clock = Deadline(self.spec.timeout)
         while True:
             ready = [fd for fd, _ in poll.poll(clock.milliseconds())]
             if not ready:
                 raise ZygoteError(f"imports took longer than {self.spec.timeout} s")
-            if self._log in ready and not read_tail(self._log, output, LOG_LIMIT):
+            if self._log in ready and not output.read():
                 poll.unregister(self._log)
             if self._control.fileno() in ready:
                 try:
@@ -282,12 +281,12 @@ class Zygote(Owned):
                 except OSError:
                     data = b""
                 if not data:
-                    read_tail(self._log, output, LOG_LIMIT)
+                    output.read()
                     raise ZygoteError(f"the interpreter ended during imports: {self._epitaph(output)}")
                 return _parse_report(data)
 
-    def _epitaph(self, output: bytearray) -> str:
-        last = output.decode(errors="replace").strip().splitlines()[-3:]
+    def _epitaph(self, output: Tail) -> str:
+        last = str(output).strip().splitlines()[-3:]
         if self._domain.leaf.oom_kills():
             return "out of memory"
         status = self._status()
