@@ -19,8 +19,9 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 def needs(directory: str | os.PathLike[str], packages: Collection[str]) -> dict[str, frozenset[str]]:
     """Return, for each of the packages ("name==version") in a directory, which of the others it needs directly.
 
-    What an extra adds is left out: nobody says which extras were asked for, and imports do without. Other markers hold, as
-    whoever resolved them has put the package there.
+    What an extra adds counts as well, where it is there: many packages look at import whether they can have it, and would
+    do without for good in a process that has imported them before it appeared. Other markers hold, as whoever resolved them
+    has put the package there.
     """
     versions = {package.partition("==")[0]: package for package in packages}
     found = {}
@@ -53,8 +54,6 @@ def _required(path: str) -> Iterator[str]:
         if head.lower() != "requires-dist":
             continue
         try:
-            required = Requirement(text.strip())
+            yield canonicalize_name(Requirement(text.strip()).name)
         except InvalidRequirement:
             continue
-        if "extra" not in str(required.marker or ""):
-            yield canonicalize_name(required.name)

@@ -16,15 +16,16 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from olsock.errors import PlanError
-from olsock.trees.plan import MAX_DEPTH, MAX_IMPORTS, MAX_NODES, Node, Plan
+from olsock.trees.plan import MAX_DEPTH, MAX_NODES, Node, Plan
 from olsock.trees.select import rank
 from olsock.trees.trace import Import, Usage
 
 ROOT_SIZE = 10 << 20  # bytes of an interpreter that has imported nothing
-NODE_SIZE = 2 << 20  # bytes of any further process: page tables, and pages that are written to after the fork
-LEAST_GAIN = 0.5  # ms for each start, below which a function is not worth moving: forks differ by as much
+NODE_SIZE = 3 << 20  # bytes of any further process: page tables, and pages that are written to after the fork
+LEAST_GAIN = 1.0  # ms for each start, below which a function is not worth moving: forks differ by as much
 SHARE = 1 / 3  # of the calls that import a package: a module that fewer import is left out of a node
-COVERED = 0.99  # of a package's time: the modules beyond are very many, take next to nothing, and mostly come along
+COVERED = 0.999  # of what is to be imported: modules beyond take next to nothing, and mostly come along
+MAX_LISTED = 800  # modules that one node imports: a zygote is told in one packet of 64 KiB
 
 
 def fit(usages: Sequence[Usage], nodes: int, memory: int) -> tuple[Plan, ...]:
@@ -244,7 +245,7 @@ class _Branch:
         wanted.sort(key=lambda key: (-worth[key], key))
         enough = COVERED * sum(worth[key] for key in wanted)
         chosen: list[tuple[int, str]] = []
-        for key in wanted[:MAX_IMPORTS]:
+        for key in wanted[:MAX_LISTED]:
             if enough <= 0:
                 break
             chosen.append(key)

@@ -54,6 +54,10 @@ PACKAGES: dict[tuple[str, str], tuple[str, list[str]]] = {
     ("aborts", "1.0"): ("import os, sys\nif 'other' not in sys.modules: os.abort()", []),
     ("raises", "1.0"): ("raise RuntimeError('not today')", []),
     ("sleeps", "1.0"): ("import time\ntime.sleep(3)", []),
+    ("asks", "1.0"): (
+        "try:\n    import third\nexcept ImportError:\n    third = None\nVERSION = third and 'with third'",
+        ["third; extra == 'more'"],
+    ),
     ("bulky", "1.0"): (f"DATA = bytearray(os.urandom(1)) * {40 * MIB}".replace("os.", "__import__('os').", 1), []),
     ("bulkier", "1.0"): (f"DATA = bytearray(b'x') * {40 * MIB}", []),
 }
@@ -215,6 +219,16 @@ def test_openlambdas_bare_names_get_the_versions_of_each_closure(plant, closure,
             assert where(tree, fn) == (f"base=={version}", "top==1.0"), "with what it needs"
             assert fn.invoke()["top"] and fn.invoke()["base"][1] == version
     assert tree.stats().skipped[own.key] == {"root > numpy": "numpy is not in the closure"}
+
+
+def test_a_package_finds_the_optional_one_that_its_function_has(plant, closure, code):
+    """Else the function would be without it, because of what another has in its closure."""
+    tree = plant(Plan(Node(children=(node("asks==1.0", imports="asks"),))))
+    for wanted, found in ((("asks",), None), (("asks", "third"), "with third")):
+        own = closure(*wanted)
+        begin(tree, own)
+        with tree.fork(code, closure=own) as fn:
+            assert where(tree, fn) == tuple(sorted(own.packages)) and fn.invoke()["asks"][1] == found
 
 
 def test_without_a_closure_there_is_the_root(plant, code):

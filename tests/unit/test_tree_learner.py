@@ -158,7 +158,8 @@ def test_needs_are_read_from_metadata(tmp_path: Path) -> None:
     install(tmp_path, "flask", "3.0", b"Requires-Dist: \xff\xfe\n" * 10)
     closure = {"pandas==2.2.3", "numpy==2.2.3", "python-dateutil==2.9.0", "tzdata==1", "six==1.16", "flask==3.0"}
     assert needs(tmp_path, closure) == {
-        "pandas==2.2.3": {"numpy==2.2.3", "python-dateutil==2.9.0", "tzdata==1"},
+        # flask as well, though only an extra asks for it: it is there to be found
+        "pandas==2.2.3": {"numpy==2.2.3", "python-dateutil==2.9.0", "tzdata==1", "flask==3.0"},
         "python-dateutil==2.9.0": {"six==1.16"},
         "flask==3.0": frozenset(),
     }
