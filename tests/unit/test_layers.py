@@ -20,6 +20,7 @@ pytestmark = pytest.mark.unit
 PACKAGES = {"olsock": ROOT / "olsock", "olsock_worker": ROOT / "worker" / "olsock_worker"}
 # What the worker may take of the library besides the names of `olsock` itself.
 TAKEN = {"olsock", "olsock.host", "olsock.interpreters", "olsock.leftovers", "olsock.packages", "olsock.spec"}
+TAKEN |= {"olsock.nursery", "olsock.nursery.offshoots", "olsock.trees", "olsock.trees.learner", "olsock.trees.trace"}
 TAKEN |= {"olsock.packages.requirements", "olsock.runtime.wire", "olsock._core.mounts"}
 
 
@@ -179,7 +180,8 @@ def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
     assert not broker & {
         f"olsock_worker.{name}" for name in ("http", "edge", "routes", "calls", "front", "unpack", "registry")
     }
-    assert not front & {f"olsock_worker.{name}" for name in ("broker", "installs", "zygotes", "worker", "state")}
+    privileged = ("broker", "installs", "zygotes", "forest", "snapshots", "handmade", "planner", "worker", "state")
+    assert not front & {f"olsock_worker.{name}" for name in privileged}
     outside = {each.split(".")[0] for name in broker for each in imports(KNOWN[name].read_text())}
     assert not outside & {"httptools", "uvloop", "tarfile", "gzip", "yaml"}
 

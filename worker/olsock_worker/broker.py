@@ -13,9 +13,10 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -23,27 +24,35 @@ import olsock
 from olsock_worker import broker_protocol
 from olsock_worker.beneath import open_beneath
 from olsock_worker.broker_protocol import (
+    Deploy,
     Done,
     Drain,
+    Evict,
     Failed,
     Install,
     Installed,
+    Learnt,
+    Measure,
+    Measured,
     OomKills,
     Registry,
     Release,
+    Remove,
     Serving,
     Start,
     Started,
     Stop,
     ToFront,
-    Zygotes,
 )
 from olsock_worker.installs import Busy, Installation, Installs
 from olsock_worker.logs import WorkerLog
+from olsock_worker.made import Made
+from olsock_worker.planner import Planner
 from olsock_worker.settings import Settings
-from olsock_worker.zygotes import Slot, ZygotePool
+from olsock_worker.zygotes import Zygotes
 
 _THREADS = 16
+_MEASURED = 2000  # instances at most that one answer tells the memory of
 _SLACK = 64  # instances that are being removed while their successors start
 _LATE = 5.0  # seconds that a draining front gets beyond its grace
 _LONGEST = 16 * 1024  # characters of what a resolver says that are passed on
@@ -54,8 +63,8 @@ _FAILURES = (olsock.OlsockError, OSError, ValueError)
 class _Instance:
     """One sandbox with a function in it, and what it needs for as long as it lives."""
 
-    function: olsock.Function
-    zygote: olsock.Zygote | None
+    made: Made
+    code: str
     installation: Installation
 
 
@@ -69,6 +78,7 @@ class Broker:
         front: subprocess.Popen[bytes],
         code_fd: int,
         installs: Installs,
+        planner: Planner,
         on_serving: Callable[[], None],
         log: WorkerLog,
     ) -> None:
@@ -86,7 +96,7 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = self._forced = False
         self._front_ended = asyncio.Event()
-        self._zygotes = ZygotePool(settings, self._send, log)
+        self._zygotes = Zygotes(settings, installs, planner, self._open_code, self._send, log)
 
     async def run(self) -> int:
         """Serve; return the exit status."""
@@ -128,7 +138,9 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         loop = asyncio.get_running_loop()
-        ends = [loop.run_in_executor(self._pool, _close_function, each.function) for each in self._instances.values()]
+        ends = [
+            loop.run_in_executor(self._pool, _close_function, each.made.function) for each in self._instances.values()
+        ]
         self._instances.clear()
         if ends:
             await asyncio.wait(ends, timeout=30.0)
@@ -154,19 +166,34 @@ class Broker:
             self._begin(self._stop(message))
         elif isinstance(message, OomKills):
             self._begin(self._oom_kills(message))
-        elif isinstance(message, Zygotes):
-            self._zygotes.want(message.wanted)
-            self._send(Done(message.id))
         elif isinstance(message, Install):
             self._begin(self._install(message))
-        elif isinstance(message, Release):
-            self._installs.retire(message.installation)
+        elif isinstance(message, Measure):
+            self._begin(self._measure(message))
+        elif isinstance(message, Deploy | Remove | Release | Learnt | Evict):
+            self._note(message)
             self._send(Done(message.id))
         elif isinstance(message, Registry):
             self._registry(message)
         elif isinstance(message, Serving):
             self._on_serving()
             self._send(Done(message.id))
+
+    def _note(self, message: Deploy | Remove | Release | Learnt | Evict) -> None:
+        """Take notice of what needs no answer."""
+        if isinstance(message, Deploy):
+            self._zygotes.deploy(message)
+        elif isinstance(message, Remove):
+            self._zygotes.remove(message.name)
+        elif isinstance(message, Release):
+            self._installs.retire(message.installation)
+        elif isinstance(message, Evict):
+            self._zygotes.evict(message.key)
+        else:
+            instance = self._instances.get(message.instance)
+            if instance is not None:
+                told = message.imports, message.used
+                self._zygotes.learnt(instance.code, instance.made.key, instance.installation, told)
 
     def _begin(self, work: object) -> None:
         assert asyncio.iscoroutine(work)
@@ -205,54 +232,35 @@ class Broker:
         finally:
             self._pending -= 1
 
+    @contextlib.contextmanager
+    def _open_code(self, path: str) -> Iterator[str]:
+        """Open code of the front's by a path of our own, which is good until the end of the block."""
+        code = open_beneath(self._code, path, os.O_PATH | os.O_DIRECTORY, "code")
+        try:
+            yield f"/proc/self/fd/{code}"
+        finally:
+            os.close(code)
+
     async def _add(self, message: Start, installation: Installation) -> int:
         """Make an instance, which keeps the use of the installation; return its number."""
         try:
-            code = open_beneath(self._code, message.code, os.O_PATH | os.O_DIRECTORY, "code")
-            try:
-                function, zygote = await self._make(message, f"/proc/self/fd/{code}", installation)
-            finally:
-                os.close(code)
+            with self._open_code(message.code) as code:
+                made = await self._make(message, code, installation)
         except BaseException:
             self._installs.release(installation)
             raise
         number = next(self._numbers)
-        self._instances[number] = _Instance(function, zygote, installation)
+        self._instances[number] = _Instance(made, message.code, installation)
         return number
 
-    async def _make(
-        self, message: Start, code: str, installation: Installation
-    ) -> tuple[olsock.Function, olsock.Zygote | None]:
-        """Fork from the zygote if there is one, or else begin a fresh interpreter."""
-        loop = asyncio.get_running_loop()
-        forks = message.zygote != "off" and not installation.number
-        slot = self._zygotes.find(message.imports) if forks else None
-        if slot is not None and message.zygote == "wait":
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(slot.ready.wait(), self._settings.start_timeout)
-        if slot is not None and slot.zygote is not None:
-            zygote = slot.zygote
-            function = await self._fork(slot, zygote, message, code)
-            if function is not None:
-                return function, zygote
-        return await loop.run_in_executor(self._pool, self._cold, message, code, installation), None
-
-    async def _fork(self, slot: Slot, zygote: olsock.Zygote, message: Start, code: str) -> olsock.Function | None:
-        def fork() -> olsock.Function:
-            return zygote.fork(code=code, handler=message.handler, env=message.env, **_limits(message))
-
-        self._zygotes.hold(zygote)
-        try:
-            function = await asyncio.get_running_loop().run_in_executor(slot.executor, fork)
-        except olsock.SpecError:
-            self._zygotes.release(zygote)
-            raise
-        except Exception as error:  # also RuntimeError: its executor was shut down meanwhile
-            self._zygotes.failed(slot, zygote, error)
-            self._zygotes.release(zygote)
-            return None
-        slot.strikes = 0
-        return function
+    async def _make(self, message: Start, code: str, installation: Installation) -> Made:
+        """Fork from a zygote if there is one, or else begin a fresh interpreter."""
+        options = {"env": message.env, **_limits(message)}
+        made = await self._zygotes.start(message, code, installation, options)
+        if made is None:
+            work = partial(self._cold, message, code, installation)
+            made = Made(await asyncio.get_running_loop().run_in_executor(self._pool, work), "", lambda: None)
+        return made
 
     def _cold(self, message: Start, code: str, installation: Installation) -> olsock.Function:
         return olsock.Function(
@@ -267,12 +275,12 @@ class Broker:
     def _hand_over(self, request: int, number: int) -> None:
         """Give the front what it needs to run and to stop the instance, and nothing that could reach beyond it."""
         instance = self._instances[number]
-        forked, handles = instance.zygote is not None, instance.function.handles()
+        handles = instance.made.function.handles()
         fds = [handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd]
         events, memory = handles.memory_events, handles.memory
         fds += [fd for fd in (events, memory) if fd is not None]
         try:
-            self._send(Started(request, number, forked, events is not None, memory is not None), tuple(fds))
+            self._send(Started(request, number, instance.made.key, events is not None, memory is not None), tuple(fds))
         finally:
             broker_protocol.close_all([*fds, handles.events])
 
@@ -284,17 +292,28 @@ class Broker:
         instance = self._instances.pop(number, None)
         if instance is None:
             return
-        await asyncio.get_running_loop().run_in_executor(self._pool, _close_function, instance.function)
-        if instance.zygote is not None:
-            self._zygotes.release(instance.zygote)
+        await asyncio.get_running_loop().run_in_executor(self._pool, _close_function, instance.made.function)
+        instance.made.release()
         self._installs.release(instance.installation)
 
     async def _oom_kills(self, message: OomKills) -> None:
         instance, kills = self._instances.get(message.instance), 0
         if instance is not None:
             with contextlib.suppress(*_FAILURES):
-                kills = await asyncio.get_running_loop().run_in_executor(self._pool, instance.function.oom_kills)
+                kills = await asyncio.get_running_loop().run_in_executor(self._pool, instance.made.function.oom_kills)
         self._send(Done(message.id, kills))
+
+    async def _measure(self, message: Measure) -> None:
+        def measure() -> tuple[tuple[int, int, int], ...]:
+            found = []
+            for number, instance in instances:
+                with contextlib.suppress(*_FAILURES):
+                    memory = instance.made.function.memory()
+                    found.append((number, memory.unique, memory.proportional))
+            return tuple(found)
+
+        instances = list(self._instances.items())[:_MEASURED]
+        self._send(Measured(message.id, await asyncio.get_running_loop().run_in_executor(self._pool, measure)))
 
     async def _install(self, message: Install) -> None:
         try:

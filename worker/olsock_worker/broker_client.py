@@ -9,9 +9,19 @@ from collections.abc import Callable
 import msgspec
 
 from olsock_worker import broker_protocol
-from olsock_worker.broker_protocol import Done, Drain, Failed, Hello, Installed, Started, ToBroker, ZygoteState
+from olsock_worker.broker_protocol import (
+    Done,
+    Drain,
+    Failed,
+    Hello,
+    Installed,
+    Measured,
+    Started,
+    ToBroker,
+    ZygoteState,
+)
 
-Reply = Done | Started | Installed | Failed
+Reply = Done | Started | Installed | Measured | Failed
 OnReply = Callable[[Reply, list[int]], None]
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from olsock import Imported
 from olsock_worker.settings import Settings
 
 MAX_MESSAGE = 128 * 1024
@@ -58,10 +59,42 @@ class OomKills(_Request, frozen=True, tag="oom_kills", kw_only=True):
     instance: Number
 
 
-class Zygotes(_Request, frozen=True, tag="zygotes", kw_only=True):
-    """Keep zygotes of these sets of imports, and no others."""
+class Deploy(_Request, frozen=True, tag="deploy", kw_only=True):
+    """A version of a function is the current one: keep what its instances start from. Nothing earlier of it counts."""
 
-    wanted: Annotated[tuple[_Imports, ...], msgspec.Meta(max_length=256)]
+    name: _Text
+    code: _Path
+    handler: _Text
+    env: Annotated[dict[_Text, str], msgspec.Meta(max_length=1000)]
+    installation: Number
+    imports: _Imports
+    zygote: Literal["auto", "wait", "off"]
+    snapshot: bool  # keep a zygote of just this version, with its module imported
+    alone: bool  # every request has an instance of its own
+
+
+class Remove(_Request, frozen=True, tag="remove", kw_only=True):
+    """There is no such function any more."""
+
+    name: _Text
+
+
+class Learnt(_Request, frozen=True, tag="learnt", kw_only=True):
+    """What a new instance said about its imports."""
+
+    instance: Number
+    imports: Annotated[tuple[Imported, ...], msgspec.Meta(max_length=500)] = ()
+    used: Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)] = ()
+
+
+class Evict(_Request, frozen=True, tag="evict", kw_only=True):
+    """End a zygote because its memory is needed; it is made again when a function wants it."""
+
+    key: _Text
+
+
+class Measure(_Request, frozen=True, tag="measure"):
+    """Look at how much memory instances have of their own. Answered by Measured."""
 
 
 class Install(_Request, frozen=True, tag="install", kw_only=True):
@@ -108,7 +141,7 @@ class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=
 
     id: int
     instance: int
-    zygote: bool
+    zygote: str  # key of the one that it was forked from; "": a fresh interpreter
     events: bool
     memory: bool = False
 
@@ -129,21 +162,44 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=Tr
     message: str
 
 
-class ZygoteState(msgspec.Struct, frozen=True, tag="zygote_state", forbid_unknown_fields=True):
-    """A zygote came up or went down."""
+class Measured(msgspec.Struct, frozen=True, tag="measured", forbid_unknown_fields=True):
+    """Memory of the living instances: (number, unique bytes, proportional bytes)."""
 
-    imports: tuple[str, ...]
-    state: Literal["building", "ready", "failed", "gone"]
+    id: int
+    instances: tuple[tuple[int, int, int], ...]
+
+
+class ZygoteState(msgspec.Struct, frozen=True, tag="zygote_state", forbid_unknown_fields=True, kw_only=True):
+    """A zygote came up or went down, or its figures have changed."""
+
+    key: str
+    kind: Literal["node", "function"]  # of a tree, or of one function
+    state: Literal["cold", "building", "ready", "failed", "bad", "given up", "gone"]
+    runtime: str = ""
+    name: str = ""  # the function's, if it is of one
+    imports: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    above: str = ""  # key of the node that it was forked from
     pid: int = 0
     detail: str = ""
+    memory: int = 0  # bytes of its own
+    handlers: int = 0  # that live and were forked from it
+    blanks: int = 0  # that are kept waiting
+    hits: int = 0
+    misses: int = 0  # starts that would have been better off here
+    saved_ms: float = 0.0  # by all hits
+    cost_ms: float = 0.0  # that a start without it takes longer
+    frequency: float = 0.0  # of starts of late
+    build_ms: float = 0.0
+    leaf: bool = False  # whether it may be evicted
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain", forbid_unknown_fields=True):
     """Stop accepting, finish what runs, exit."""
 
 
-ToBroker = Start | Stop | OomKills | Zygotes | Install | Release | Registry | Serving
-ToFront = Hello | Done | Started | Installed | Failed | ZygoteState | Drain
+ToBroker = Start | Stop | OomKills | Deploy | Remove | Learnt | Evict | Measure | Install | Release | Registry | Serving
+ToFront = Hello | Done | Started | Installed | Measured | Failed | ZygoteState | Drain
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_broker = msgspec.json.Decoder(ToBroker).decode

@@ -14,7 +14,7 @@ import psutil
 
 from olsock_worker import broker_protocol
 from olsock_worker.broker_client import BrokerClient, Reply
-from olsock_worker.broker_protocol import Done, OomKills, Start, Started, Stop
+from olsock_worker.broker_protocol import Done, Learnt, OomKills, Start, Started, Stop
 from olsock_worker.instances import NEVER, Handles, Instance, State
 from olsock_worker.keeper import Keeper
 from olsock_worker.policy.gdsf import Gdsf, Valued, Worth
@@ -22,6 +22,7 @@ from olsock_worker.policy.gdsf import Gdsf, Valued, Worth
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from olsock import Ready
     from olsock_worker.functions import Function
     from olsock_worker.registry import Deployment
     from olsock_worker.settings import Settings
@@ -183,6 +184,13 @@ class Fleet:
         self.nodes.discard(victim)
         victim.evict()
         return True
+
+    def learnt(self, instance: Instance, ready: Ready) -> None:
+        """Tell the broker what an instance has imported of packages, for the trees."""
+        deployment = instance.deployment
+        if deployment.packages and deployment.config.zygote != "off":
+            message = Learnt(id=self._broker.number(), instance=instance.id, imports=ready.imports, used=ready.used)
+            self._broker.request(message, lambda _reply, _fds: None)  # one that gets lost is no loss
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

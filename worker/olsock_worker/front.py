@@ -17,7 +17,7 @@ import uvloop
 
 from olsock_worker import broker_protocol, privileges
 from olsock_worker.broker_client import BrokerClient, Reply
-from olsock_worker.broker_protocol import Hello, Serving, Zygotes, ZygoteState
+from olsock_worker.broker_protocol import Deploy, Hello, Remove, Serving, ZygoteState
 from olsock_worker.deployer import Deployer
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
@@ -30,6 +30,7 @@ from olsock_worker.settings import Settings
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
+_AGAIN = 0.1  # seconds after which the broker is told what it could not be told
 _LOST_BROKER = 3  # exit status
 
 
@@ -73,7 +74,7 @@ class Front:
         gc.collect()
         gc.freeze()
         gc.set_threshold(20_000, 20, 50)
-        self._broker.request(Serving(id=self._broker.number()), lambda _reply, _fds: None)
+        self._broker.request(Serving(id=self._broker.number()), _ignore)
         watching = asyncio.create_task(self._watch())
         await self._stopping.wait()
         watching.cancel()
@@ -131,10 +132,9 @@ class Front:
             function = functions.pop(name, None)
             if function is not None:
                 self._log("info", "removed", function=name)
+                self._broker.request(Remove(id=self._broker.number(), name=name), _ignore)
                 self._retire(function.deployment)
                 function.close()
-        if changes.removed:
-            self._want_zygotes()
 
     def _deploy(self, deployment: Deployment) -> None:
         """Go over to what is new in the registry, as soon as what it requires is there."""
@@ -163,7 +163,30 @@ class Front:
             self._retire(function.deployment)
             function.update(deployment)
         self._log("info", "deployed", function=deployment.name, version=deployment.version)
-        self._want_zygotes()
+        self._announce(deployment)
+
+    def _announce(self, deployment: Deployment) -> None:
+        """Have the broker keep zygotes that are good for this version."""
+        config = deployment.config
+        message = Deploy(
+            id=self._broker.number(),
+            name=deployment.name,
+            code=deployment.path,
+            handler=config.handler,
+            env=config.environment,
+            installation=deployment.installation,
+            imports=config.imports,
+            zygote=config.zygote,
+            snapshot=config.snapshot,
+            alone=not config.reuse_sandbox,
+        )
+        if not self._broker.request(message, _ignore):
+            asyncio.get_running_loop().call_later(_AGAIN, self._announce_again, deployment)
+
+    def _announce_again(self, deployment: Deployment) -> None:
+        function = self._fleet.functions.get(deployment.name)
+        if function is not None and function.deployment is deployment:
+            self._announce(deployment)
 
     def _on_failure(self, name: str, why: str) -> None:
         self._log("error", "not_deployed", function=name, why=why)
@@ -177,10 +200,6 @@ class Front:
         """Note that a version is not current any more. The broker keeps what its instances use."""
         self._garbage.add(deployment.path)
         self._deployer.release(deployment)
-
-    def _want_zygotes(self) -> None:
-        wanted = {each.config.imports for each in self._fleet.functions.values() if each.config.zygote != "off"}
-        self._broker.request(Zygotes(id=self._broker.number(), wanted=tuple(sorted(wanted))), lambda _reply, _fds: None)
 
     async def _collect(self) -> None:
         """Remove the code of versions that are neither current nor running, and the locks of functions that are gone."""
@@ -197,9 +216,10 @@ class Front:
     # -- the broker ---------------------------------------------------------------------------------------------------
 
     def _on_zygote(self, state: ZygoteState) -> None:
-        self._routes.zygotes[state.imports] = state
         if state.state == "gone":
-            del self._routes.zygotes[state.imports]
+            self._routes.zygotes.pop(state.key, None)
+        else:
+            self._routes.zygotes[state.key] = state
 
     def _on_broker_end(self) -> None:
         os.write(2, b"olsock front: the broker has gone\n")
@@ -226,6 +246,10 @@ class Front:
                 break
             await asyncio.sleep(0.02)
         self._log("info", "drained", cut=self._edge.busy)
+
+
+def _ignore(_reply: Reply, _fds: list[int]) -> None:
+    """Take an answer that says nothing."""
 
 
 def main() -> int:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import olsock
-from olsock import interpreters
+from olsock import Closure, Lock, PackageStore, interpreters
 from olsock.interpreters import Runtime
-from olsock.packages import Closure, Lock, PackageStore
 from olsock_worker import locks
 from olsock_worker.beneath import open_beneath
 from olsock_worker.logs import WorkerLog
@@ -32,9 +31,10 @@ class Busy(Exception):
 class Installation:
     """An interpreter and a directory of packages, under the number that the front knows them by."""
 
-    def __init__(self, number: int, python: str | None, closure: Closure | None) -> None:
+    def __init__(self, number: int, python: str | None, runtime: Runtime | None, closure: Closure | None) -> None:
         self.number = number
-        self.python = python
+        self.python = python  # None: our own interpreter
+        self.runtime = runtime  # None: not looked at yet
         self.closure = closure
         self.uses = 1  # the front's own, and one for each instance
 
@@ -66,7 +66,7 @@ class Installs:
         self._locks = locks_fd
         self._log = log
         self._numbers = itertools.count(1)
-        self._installed = {0: Installation(0, settings.python, None)}
+        self._installed = {0: Installation(0, settings.python, None, None)}
         self._resolving = asyncio.Semaphore(settings.installs)
         self._installing = asyncio.Semaphore(settings.installs)  # what is locked never waits for an index
         self._waiting = 0
@@ -86,8 +86,24 @@ class Installs:
         finally:
             self._waiting -= 1
         number = next(self._numbers)
-        made = self._installed[number] = Installation(number, found.path if runtime else self._settings.python, closure)
+        python = found.path if runtime else self._settings.python
+        made = self._installed[number] = Installation(number, python, found, closure)
         return made
+
+    async def runtime(self, installation: Installation) -> Runtime:
+        """Return what interpreter an installation is for."""
+        if installation.runtime is None:
+            installation.runtime = await _in_thread(lambda: self._runtime(""))
+        return installation.runtime
+
+    async def nothing(self, runtime: Runtime) -> tuple[PackageStore, Closure]:
+        """Return the store, and an empty closure for an interpreter, which is the caller's to close."""
+
+        def install() -> tuple[PackageStore, Closure]:
+            store = self._packages()
+            return store, store.install(Lock(runtime.tag, (), ()), runtime.path)
+
+        return await _in_thread(install)
 
     @property
     def busy(self) -> bool:

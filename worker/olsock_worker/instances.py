@@ -6,10 +6,11 @@ import asyncio
 import enum
 import os
 from time import monotonic, time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from olsock import Ready
 from olsock.runtime import wire
 from olsock.runtime.wire import WireError
 from olsock_worker import responses
@@ -54,21 +55,6 @@ class RequestMeta(msgspec.Struct):
     deadline_ms: int  # Unix time
 
 
-_Module = Annotated[str, msgspec.Meta(max_length=256)]
-_Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=86_400_000)]
-_Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
-ImportRow = tuple[_Module, _Module, _Milliseconds, _Milliseconds, _Bytes]
-"""What a sandbox says about an import: module, top-level package, own and whole milliseconds, bytes. It may be a lie."""
-
-
-class ReadyMeta(msgspec.Struct, forbid_unknown_fields=True):
-    """Metadata of a READY frame."""
-
-    init_ms: _Milliseconds
-    imports: Annotated[list[ImportRow], msgspec.Meta(max_length=500)] = []
-    used: Annotated[list[_Module], msgspec.Meta(max_length=64)] = []  # preloaded packages that the handler refers to
-
-
 class _ReplyMeta(msgspec.Struct, forbid_unknown_fields=True):
     status: int
     content_type: str
@@ -84,7 +70,7 @@ class HandlerError(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_ready = msgspec.json.Decoder(ReadyMeta).decode
+_decode_ready = msgspec.json.Decoder(Ready).decode
 _decode_reply = msgspec.json.Decoder(_ReplyMeta).decode
 _decode_error = msgspec.json.Decoder(HandlerError).decode
 
@@ -112,17 +98,17 @@ class Instance:
 
     __slots__ = (
         "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "ahead", "asked", "call", "deadline",
-        "deployment", "forked", "freezing", "function", "id", "idle_since", "measured", "oom", "output", "ready",
-        "started", "state", "worth",
+        "deployment", "freezing", "function", "id", "idle_since", "measured", "oom", "output", "ready",
+        "started", "state", "worth", "zygote",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, handles: Handles, function: Function, deployment: Deployment, forked: bool, asked: float
+        self, number: int, handles: Handles, function: Function, deployment: Deployment, zygote: str, asked: float
     ) -> None:
         self.id = number
         self.function = function
         self.deployment = deployment
-        self.forked = forked  # from a zygote
+        self.zygote = zygote  # key of the one that it was forked from; "": a fresh interpreter
         self.asked = asked  # monotonic() of when it was asked for
         self.state = State.STARTING
         self.started = self.ready = False
@@ -271,8 +257,9 @@ class Instance:
             else:
                 raise WireError(f"first frame is of kind {kind} for request {number}")
         elif kind == wire.READY and number == 0:
-            _decode_ready(wire.split(payload)[0])
+            ready = _decode_ready(wire.split(payload)[0])
             self.ready = True
+            self.function.fleet.learnt(self, ready)
             took = monotonic() - self.asked
             self.worth.cost = took * 1e3
             self.function.stats.start.add(took)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from olsock_worker.logs import WorkerLog
 
 _RUN = b"/run/"
+_ALWAYS = ("imports", "state", "pid", "detail", "memory", "hits")  # of a zygote, also if there is nothing to tell
 _READ = ("GET", "HEAD")
 _KNOWN = frozenset(METHODS)
 
@@ -37,7 +38,7 @@ class Routes:
 
     def __init__(self, fleet: Fleet, deployer: Deployer, locks: Locks, log: WorkerLog) -> None:
         self.edge: Edge
-        self.zygotes: dict[tuple[str, ...], ZygoteState] = {}
+        self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self._fleet = fleet
         self._deployer = deployer
@@ -164,15 +165,21 @@ class Routes:
         if function.config.zygote == "off":
             shown["zygote"] = "off"
         else:
-            state = self.zygotes.get(function.config.imports)
+            state = self._zygote(function)
             shown["zygote"] = state.state if state is not None else "building"
         return shown
 
+    def _zygote(self, function: Function) -> ZygoteState | None:
+        """Return the zygote that was made for a function, or for what it says that it imports."""
+        if function.config.snapshot:
+            return self.zygotes.get(f"function:{function.deployment.path}")
+        imports = function.config.imports
+        return next((each for each in self.zygotes.values() if each.imports == imports and not each.name), None)
+
     def _zygotes(self) -> list[dict[str, object]]:
         return [
-            {"imports": list(imports), "state": state.state, "pid": state.pid, "detail": state.detail}
-            for imports, state in sorted(self.zygotes.items())
-            if state.state != "gone"
+            {name: value for name, value in msgspec.structs.asdict(state).items() if value or name in _ALWAYS}
+            for _, state in sorted(self.zygotes.items())
         ]
 
     def _stats(self) -> dict[str, object]:

@@ -69,6 +69,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     allow_source: bool = False  # build packages that have no wheel
     install_timeout: Seconds = 300.0
     installs: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2  # at one time
+    tree: str = ""  # file of zygote trees, ours or OpenLambda's
+    tree_learn: bool = True  # without one: fit them to what functions import
+    tree_memory: Size = "1G"
+    tree_nodes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 40
+    tree_interval: Seconds = 30.0
+    blanks: Annotated[int, msgspec.Meta(ge=0, le=64)] = 4  # most that one zygote keeps waiting
     registry_check: Seconds = 5.0
     grace: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.02
     keep_alive: Literal["hybrid", "fixed"] | Seconds = "hybrid"  # seconds: fixed, of that many
@@ -114,7 +120,15 @@ def _with_bytes(settings: Settings) -> Settings:
         function=_sizes(function, "function.", ("memory", "tmpfs_size")),
         **{
             name: parse_size(getattr(settings, name), name)
-            for name in ("memory_budget", "memory_floor", "zygote_memory", "code", "log_bytes", "package_bytes")
+            for name in (
+                "memory_budget",
+                "memory_floor",
+                "zygote_memory",
+                "code",
+                "log_bytes",
+                "package_bytes",
+                "tree_memory",
+            )
         },
     )
 

@@ -21,6 +21,7 @@ from olsock_worker.broker import Broker
 from olsock_worker.broker_protocol import Hello
 from olsock_worker.installs import Installs
 from olsock_worker.logs import WorkerLog
+from olsock_worker.planner import Planner
 from olsock_worker.settings import Settings, SettingsError
 from olsock_worker.state import Running, StateDirectory
 
@@ -92,6 +93,7 @@ def _serve(
     host, port = listener.getsockname()[:2]
     code_fd, logs_fd, locks_fd = state.directories(*ids)
     store = settings.package_store or str(state.path / "packages")
+    planner = _planner(settings, state, log)
     installs = Installs(settings, store, _index_environment(), locks_fd, log)
     ours, theirs = broker_protocol.socketpair()
     # A fresh program rather than a fork: nothing that root has in memory is in the front's.
@@ -116,7 +118,7 @@ def _serve(
             _notify(b"READY=1")
 
         async def serve() -> int:
-            return await Broker(settings, ours, front, code_fd, installs, on_serving, log).run()
+            return await Broker(settings, ours, front, code_fd, installs, planner, on_serving, log).run()
 
         status = asyncio.run(serve())
         if installs.busy:
@@ -128,6 +130,13 @@ def _serve(
         ours.close()
         os.close(code_fd)
         os.close(locks_fd)
+
+
+def _planner(settings: Settings, state: StateDirectory, log: WorkerLog) -> Planner:
+    try:
+        return Planner(settings, state.path, log)
+    except (olsock.PlanError, OSError) as error:
+        raise SettingsError(f"tree={settings.tree!r}: {error}") from None
 
 
 def _abandon(state: StateDirectory, status: int) -> NoReturn:
