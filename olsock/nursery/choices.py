@@ -66,9 +66,20 @@ class Bound:
             ids = tuple(map(id, path))
             self.keys[ids] = (*self.keys.get(ids[:-1], ()), _key(path, lock))
         self._rankings: OrderedDict[frozenset[tuple[str, float]] | None, list[Choice]] = OrderedDict()
+        self._same: OrderedDict[int, tuple[Mapping[str, float] | None, list[Choice]]] = OrderedDict()
 
     def ranked(self, imports: Mapping[str, float] | None) -> list[Choice]:
         """The choices for a function that imports these; to be called under a lock."""
+        same = self._same.get(id(imports))  # to compare hundreds of modules takes as long as all else that is done here
+        if same is not None and same[0] is imports:
+            return same[1]
+        found = self._compared(imports)
+        self._same[id(imports)] = imports, found  # kept, so that no other has its id
+        while len(self._same) > MAX_RANKINGS:
+            self._same.popitem(last=False)
+        return found
+
+    def _compared(self, imports: Mapping[str, float] | None) -> list[Choice]:
         by = None if imports is None else frozenset(imports.items())
         found = self._rankings.get(by)
         if found is None:

@@ -87,7 +87,8 @@ class ZygoteTree(Growth):
         """Start a function from the best zygote that is ready, or in a fresh interpreter if none is.
 
         It sees the packages of `closure` and no others; the caller keeps that open for as long as the function lives.
-        `imports` is what the function is known to import, in milliseconds for each module. Options are those of
+        `imports` is what the function is known to import, in milliseconds for each module: a mapping that is not changed
+        afterwards, and the same one each time where that can be. Options are those of
         `Zygote.fork`. `forked_from` of what is returned is the key of a node, or None for a fresh interpreter.
         """
         made = self.try_fork(code, handler, closure, imports, **options)
