@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -250,21 +251,30 @@ def test_processes_install_once_and_hold(open_store, wheels, tmp_path):
         wheel(wheels, name)
     store = open_store()
     argv = [sys.executable, "-c", PROCESS, str(tmp_path / "store"), str(wheels)]
-    running = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    for process in running:
-        assert process.stdout.readline() == "ready\n"
-    for process in running:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    lines = []
-    for process in running:
-        while not (line := process.stdout.readline()).startswith("holds"):
-            lines.append(line)
-    assert sorted(lines) == ["installs a\n", "installs b\n"]
-    assert store.evict(0) > 0 and names(tmp_path / "store") == {"a-1.0", "b-1.0"}, "held by other processes"
-    for process in running:
-        process.communicate("\n")
-        assert process.returncode == 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as stack:
+        running = [stack.enter_context(subprocess.Popen(argv, **pipes)) for _ in range(3)]
+        for process in running:
+            stack.callback(process.kill)
+
+        def until(process: subprocess.Popen[str], what: str) -> list[str]:
+            lines = []
+            while not (line := process.stdout.readline()).startswith(what):
+                assert line, process.stderr.read()
+                lines.append(line)
+            return lines
+
+        for process in running:
+            until(process, "ready")
+        for process in running:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        said = [line for process in running for line in until(process, "holds")]
+        assert sorted(said) == ["installs a\n", "installs b\n"]
+        assert store.evict(0) > 0 and names(tmp_path / "store") == {"a-1.0", "b-1.0"}, "held by other processes"
+        for process in running:
+            process.communicate("\n")
+            assert process.returncode == 0
     assert store.evict(0) == 0 and names(tmp_path / "store") == set()
 
 
