@@ -24,6 +24,7 @@ from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
 from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.measures import Measures
 from olsock_worker.registry import Changes, Deployment, Registry
 from olsock_worker.routes import Routes
 from olsock_worker.settings import Settings
@@ -54,7 +55,7 @@ class Front:
         self._fleet = Fleet(settings, self._broker)
         self._locks = Locks(locks_fd)
         self._deployer = Deployer(self._broker, self._locks, self._on_deployable, self._on_failure)
-        self._routes = Routes(self._fleet, self._deployer, self._locks, self._log)
+        self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
         self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
         self._routes.edge = self._edge
         self._registry = Registry(code_fd, settings)

@@ -62,13 +62,14 @@ class Planner:
             return
         if not self._settings.tree_learn:
             return
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                self._plans = {plan.python: plan for plan in trees.load(self._tree)}
-                with open(self._trace, "rb") as file:
-                    self._earlier = {usage.function: usage for usage in trees.read_trace(file, str(self._trace))}
-            except (OSError, olsock.OlsockError) as error:
-                self._log("warning", "history_lost", error=str(error))
+        try:
+            self._plans = {plan.python: plan for plan in trees.load(self._tree)}
+            with open(self._trace, "rb") as file:
+                self._earlier = {usage.function: usage for usage in trees.read_trace(file, str(self._trace))}
+        except FileNotFoundError:
+            pass  # it is the first
+        except (OSError, olsock.OlsockError) as error:
+            self._log("warning", "history_lost", error=str(error))
 
     # -- what functions say -------------------------------------------------------------------------------------------
 

@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
     from olsock_worker.locks import Locks
     from olsock_worker.logs import WorkerLog
+    from olsock_worker.measures import Measures
 
 _RUN = b"/run/"
-_ALWAYS = ("imports", "state", "pid", "detail", "memory", "hits")  # of a zygote, also if there is nothing to tell
+_ALWAYS = (
+    "imports",
+    "state",
+    "pid",
+    "detail",
+    "memory",
+    "hits",
+    "saved_ms",
+)  # of a zygote, also if there is nothing to tell
 _READ = ("GET", "HEAD")
 _KNOWN = frozenset(METHODS)
 
@@ -36,13 +45,14 @@ _KNOWN = frozenset(METHODS)
 class Routes:
     """The path table, and what the two pages of its own show."""
 
-    def __init__(self, fleet: Fleet, deployer: Deployer, locks: Locks, log: WorkerLog) -> None:
+    def __init__(self, fleet: Fleet, deployer: Deployer, locks: Locks, measures: Measures, log: WorkerLog) -> None:
         self.edge: Edge
         self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
+        self._measures = measures
         self._log = log
         self._begun = monotonic()
         self._refused: dict[str, int] = {}
@@ -58,7 +68,7 @@ class Routes:
             elif path == b"/status":
                 self._status_page(call, query)
             elif path == b"/stats":
-                self._page(call, self._stats, 200)
+                self._measures.fresh(lambda: self._page(call, self._stats, 200))
             else:
                 self._error(call, 404, "not_found", "there is /run/<function>, /status and /stats")
         except Exception as error:  # a bug of ours must end one request, not the worker
@@ -188,6 +198,7 @@ class Routes:
             "uptime_s": round(monotonic() - self._begun, 3),
             "functions": {name: each.stats.summary() for name, each in sorted(self._fleet.functions.items())},
             "instances": self._fleet.states(),
+            "memory": self._measures.summary(self._fleet.instances),
             "zygotes": self._zygotes(),
             "evicted": dict(self._fleet.evicted),
             "refused": dict(sorted(self._refused.items())),

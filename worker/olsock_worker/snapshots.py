@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
+from typing import Literal
 
 import olsock
 from olsock.nursery.offshoots import Offshoot
@@ -19,7 +20,11 @@ FIRST_WAIT, LONGEST_WAIT = 0.25, 60.0  # seconds between attempts to make one
 _FAILURES = 8  # in a row, after which it is given up: its instances go on without it
 _LONG_LIFE = 10.0  # seconds after which one was not made wrong
 _STRIKES = 3  # failed forks in a row
+_REASON = 2000  # characters of why there is none
 _FORKERS = 4  # threads that may wait for one; others' functions never wait behind them
+
+
+Shown = Literal["cold", "building", "ready", "failed", "given up"]
 
 
 @dataclass(slots=True)
@@ -55,6 +60,7 @@ class Snapshot:
         self._detail, self._hits, self._build_ms, self._frequency = "", 0, 0.0, 0.0
         self._strikes = self._failures = 0
         self._died = asyncio.Event()
+        self._told = ZygoteState(key=self.key, kind="function", state="cold")
         self._task = asyncio.create_task(self._keep())
 
     # -- forks --------------------------------------------------------------------------------------------------------
@@ -172,29 +178,30 @@ class Snapshot:
         if live.retired and not live.uses:
             self._closings.begin(live.offshoot)
 
-    def show(self, state: str) -> None:
-        """Tell the front how it is."""
+    def show(self, state: Shown | None = None) -> None:
+        """Tell the front how it is, if that has changed."""
         live = self._live
-        self._tell(
-            ZygoteState(
-                key=self.key,
-                kind="function",
-                state=state,  # type: ignore[arg-type]  # one of those
-                name=self.deploy.name,
-                above=live.offshoot.above if live else "",
-                pid=live.offshoot.zygote.pid if live else 0,
-                detail=self._detail,
-                memory=live.memory if live else 0,
-                handlers=live.uses if live else 0,
-                blanks=live.offshoot.zygote.blanks if live else 0,
-                hits=self._hits,
-                frequency=self._frequency,
-                cost_ms=self._build_ms,
-                saved_ms=round(self._hits * self._build_ms, 3),
-                build_ms=self._build_ms,
-                leaf=live is not None,
-            )
+        told = ZygoteState(
+            key=self.key,
+            kind="function",
+            state=state or self._told.state,
+            name=self.deploy.name,
+            above=live.offshoot.above if live else "",
+            pid=live.offshoot.zygote.pid if live else 0,
+            detail=self._detail[-_REASON:],
+            memory=live.memory if live else 0,
+            handlers=live.uses if live else 0,
+            blanks=live.offshoot.zygote.blanks if live else 0,
+            hits=self._hits,
+            frequency=self._frequency,
+            cost_ms=self._build_ms,
+            saved_ms=round(self._hits * self._build_ms, 3),
+            build_ms=self._build_ms,
+            leaf=live is not None,
         )
+        if told != self._told:
+            self._told = told
+            self._tell(told)
 
     def keep_blanks(self, count: int) -> None:
         """Have so many handlers wait, forked ahead."""

@@ -330,6 +330,9 @@ class Zygotes:
             await asyncio.sleep(_FIGURES)
             for forest in self._live_forests():
                 forest.refresh()
+            for current in self._functions.values():
+                if current.snapshot is not None:
+                    current.snapshot.show()
 
     async def close(self) -> None:
         """End all of them, with what was forked from them."""
