@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,32 @@ def test_what_was_learnt_outlives_the_worker(fresh: Make, config: str) -> None:
     deployed(worker, "kept")
     worker.until(lambda: nodes(worker, "markupsafe"), 30.0)
     assert worker.call("kept", ["markupsafe"]).json == [True]
+
+
+def test_a_node_makes_room_for_instances_and_comes_back(fresh: Make, config: str) -> None:
+    """One policy for both: what saves little for its memory goes first."""
+    functions = {"echo": ("def f(event):\n    return event\n", "")}
+    yaml = "imports: [numpy]\nreuse-sandbox: false\n"
+    slow = "import time\ndef f(event):\n    time.sleep(event)\n"
+    first = fresh(functions, config)
+    first.deploy("np", LOADED.format(imports="numpy"), yaml, requirements="numpy")
+    deployed(first, "np")
+    size = first.until(lambda: nodes(first, "numpy"), LONG)[0]["memory"]
+    root = next(each["memory"] for each in nodes(first) if not each.get("above"))
+    first.stop()
+    budget = 2 * (256 << 20) + root + size // 2
+    second = fresh(functions | {"slow": (slow, "")}, f"memory_budget = {budget}\n{config}")
+    second.deploy("np", LOADED.format(imports="numpy"), yaml, requirements="numpy")
+    deployed(second, "np")
+    second.until(lambda: nodes(second, "numpy"), LONG)
+    calls = [threading.Thread(target=second.call, args=("slow", 2.0)) for _ in range(2)]
+    for call in calls:
+        call.start()
+    second.until(lambda: not nodes(second, "numpy"))
+    assert second.stats()["evicted"]["nodes"] == 1
+    for call in calls:
+        call.join()
+    second.until(lambda: second.call("np", ["numpy"]).json == [True])
 
 
 # -- function zygotes --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import uvloop
 
 from olsock_worker import broker_protocol, privileges
 from olsock_worker.broker_client import BrokerClient, Reply
-from olsock_worker.broker_protocol import Deploy, Hello, Remove, Serving, ZygoteState
+from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving, ZygoteState
 from olsock_worker.deployer import Deployer
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
@@ -25,6 +25,7 @@ from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
 from olsock_worker.logs import FunctionLog, WorkerLog
 from olsock_worker.measures import Measures
+from olsock_worker.nodes import Nodes
 from olsock_worker.registry import Changes, Deployment, Registry
 from olsock_worker.routes import Routes
 from olsock_worker.settings import Settings
@@ -53,6 +54,7 @@ class Front:
         self._log = WorkerLog("front")
         self._broker = BrokerClient(sock, self._on_zygote, self._on_drain, self._on_broker_end)
         self._fleet = Fleet(settings, self._broker)
+        self._nodes = Nodes(self._fleet.nodes, self._fleet.values, self._evict)
         self._locks = Locks(locks_fd)
         self._deployer = Deployer(self._broker, self._locks, self._on_deployable, self._on_failure)
         self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
@@ -216,7 +218,11 @@ class Front:
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 
+    def _evict(self, key: str) -> None:
+        self._broker.request(Evict(id=self._broker.number(), key=key), _ignore)
+
     def _on_zygote(self, state: ZygoteState) -> None:
+        self._nodes.update(state)
         if state.state == "gone":
             self._routes.zygotes.pop(state.key, None)
         else:
