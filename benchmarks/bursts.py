@@ -32,9 +32,13 @@ def burst(zygote: olsock.Zygote, code: str, clients: ThreadPoolExecutor) -> floa
         return made, time.perf_counter()
 
     running = [clients.submit(first_call, number) for number in range(CROWD)]
-    gate.wait()
-    begun = time.perf_counter()
-    results = [each.result() for each in running]
+    try:
+        gate.wait()
+        begun = time.perf_counter()
+        results = [each.result() for each in running]
+    except BaseException:
+        gate.abort()  # else who waits there would do so for ever
+        raise
     for made, _ in results:
         made.close()
     return max(end for _, end in results) - begun

@@ -79,6 +79,14 @@ class Tier:
                 return found
         return None
 
+    def parts(self) -> str:
+        """What the worker says of the parts of its calls, those that warmed it up included."""
+        stats = self.page("/stats")["functions"][NAME]
+        names = {"queue": "to a sandbox", "start": "to its module imported", "total": "to the reply"}
+        return "as the worker saw it, " + ", ".join(
+            f"{what} {stats[name]['p50_ms']:.2f} ms" for name, what in names.items()
+        )
+
     def hits(self) -> int:
         """How many instances have come from that zygote. The worker looks every second."""
         time.sleep(2.0)
@@ -183,7 +191,7 @@ def measure(rounds: int, burst_rounds: int, found: dict[str, Samples]) -> Iterat
             hits, calls = (
                 now - then for now, then in zip((tiers[name].hits(), tiers[name].calls), before[name], strict=True)
             )
-            note = f"{hits} of {calls} instances came from that zygote"
+            note = f"{hits} of {calls} instances came from that zygote; {tiers[name].parts()}"
             row = compare(title(name), samples[name], samples[REFERENCE], goal, note)
             yield row if hits == calls else Row(row.name, goal=row.goal, target=goal, note=f"not measured: {note}")
         yield _burst(burst_rounds, tiers["blank pool"], closure, str(code), stack)

@@ -134,7 +134,7 @@ def lock_for(packages: olsock.PackageStore, names: Sequence[str], title: str) ->
     try:
         lock = packages.resolve(names)
     except olsock.PackageError as error:
-        raise PeerError(f"{len(names)} packages cannot be resolved: is a package index reachable? {error}") from None
+        raise PeerError(f"{len(names)} packages cannot be resolved: is a package index reachable? {_first(error)}") from None
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
     fresh.write_text(lock.text)
     fresh.rename(file)
@@ -150,10 +150,14 @@ def install(packages: olsock.PackageStore, lock: olsock.Lock) -> olsock.Closure:
         try:
             return packages.install(lock)
         except olsock.PackageError as error:
-            raise PeerError(f"not all packages could be installed: {error}") from None
+            raise PeerError(f"not all packages could be installed: {_first(error)}") from None
         finally:
             done.set()
             watcher.join()
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _watch(packages: olsock.PackageStore, total: int, done: threading.Event, tick: Tick) -> None:
