@@ -21,24 +21,32 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING or __package__:
-    from olsock.runtime import _fork, handler, hooks, measure, reseed
+    from olsock.runtime import _fork, handler, hooks, measure, rehearse, reseed, wire
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     try:
         import _fork
         import handler
         import hooks
+        import rehearse
         import reseed
     finally:
         del sys.path[0]
-    for _name in ("_fork", "handler", "hooks", "reseed"):  # see handler.py: users may have modules of these names
+    for _name in (
+        "_fork",
+        "handler",
+        "hooks",
+        "rehearse",
+        "reseed",
+    ):  # see handler.py: users may have modules of these names
         sys.modules[f"_olsock_{_name.lstrip('_')}"] = sys.modules.pop(_name)
-    measure = handler.measure
+    measure, wire = handler.measure, handler.wire
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 CONTROL = 3
+TASK = "/var/task"  # where functions are: olsock/rootfs.py
 MAX_PACKET = 64 * 1024
 MAX_FDS = 32
 MAX_REASON = 1024
@@ -97,6 +105,8 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
         # OpenSSL sets its generators up on first use, which takes half a millisecond: once here instead of in every
         # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
         ssl.RAND_bytes(1)
+    if "config" not in order:
+        rehearse.in_zygote(handler, order, TASK)
     forget_directories()
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
@@ -207,15 +217,16 @@ def begin(kind: int) -> int:
     return loop(control)
 
 
-def wait(channel: handler.Channel) -> None:
+def wait(server: handler.Server) -> None:
     """Say that everything but the function is there, wait for that, and take it on."""
+    rehearse.in_handler(server, wire, {})
     threads = settled(1)
     if threads != 1:
         # Hooks of packages may start some after a fork. They would keep the zygote's filter when this thread takes on a
         # handler's, and the function's code could have them do what it may not: such a handler cannot be made ahead.
         raise OSError(errno.EBUSY, f"hooks of the fork left {threads} threads running")
-    channel.send(HELLO)
-    _fork.finish(channel.fd)
+    server.channel.send(HELLO)
+    _fork.finish(server.channel.fd)
 
 
 def main() -> NoReturn:
@@ -230,7 +241,7 @@ def main() -> NoReturn:
         if hooks.MODULES[0] in sys.modules or hooks.MODULES[1] in sys.modules:
             server.restored = hooks.run_after_restore
         if kind == HALF_MADE:
-            wait(server.channel)
+            wait(server)
             handler.announce(server.channel.fd)
     except BaseException as error:
         # Told to the log and to the library by the end of file; there is nobody to go on for.

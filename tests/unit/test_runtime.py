@@ -879,8 +879,9 @@ class Zygote:
     def __init__(self, folder: Path, python: str = sys.executable) -> None:
         home = folder / "runtime"
         home.mkdir()
-        for name in ("wire.py", "handler.py", "hooks.py", "measure.py", "zygote.py", "reseed.py"):
+        for name in ("wire.py", "handler.py", "hooks.py", "measure.py", "zygote.py", "rehearse.py", "reseed.py"):
             shutil.copy(RUNTIME / name, home)
+        shutil.copytree(RUNTIME / "rehearsal", home / "rehearsal")
         (home / "_fork.py").write_text(FORK_DOUBLE)
         self.packages = folder / "packages"
         self.packages.mkdir()
