@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,37 @@ def test_a_node_makes_room_for_instances_and_comes_back(fresh: Make, config: str
     second.until(lambda: second.call("np", ["numpy"]).json == [True])
 
 
+def test_a_node_that_is_asked_for_often_keeps_blanks(worker: WorkerProcess) -> None:
+    yaml = "imports: [colorsys]\nzygote: wait\nreuse-sandbox: false\n"
+    worker.deploy("often", LOADED.format(imports="colorsys"), yaml)
+    deployed(worker, "often")
+    for _ in range(5):
+        assert worker.call("often", ["colorsys"]).json == [True]
+    node = worker.until(lambda: [each for each in nodes(worker, "colorsys") if each.get("blanks")])[0]
+    assert 1 <= node["blanks"] <= 4
+    assert worker.call("often", ["colorsys"]).json == [True]  # from a blank
+
+
+@pytest.mark.fault
+def test_kills_while_a_tree_grows_leave_nothing(fresh: Make, config: str) -> None:
+    worker = fresh({"echo": ("def f(event):\n    return event\n", "")}, config)
+    yaml = "imports: [markupsafe, yaml, six]\nsnapshot: true\n"
+    requirements = "markupsafe\npyyaml\nsix\n"
+    worker.deploy("grows", LOADED.format(imports="six"), yaml, requirements=requirements)
+    deployed(worker, "grows")
+    for attempt in range(6):
+        time.sleep(0.06 * attempt)  # each time a little later; where exactly does not matter
+        front = worker.front
+        worker.kill()
+        assert ended(front, 10.0)
+        worker.start()
+        assert worker.call("echo", 1).json == 1
+        deployed(worker, "grows")
+    worker.until(lambda: nodes(worker, "yaml"))
+    snapshot(worker, "grows")
+    worker.until(lambda: worker.call("grows", ["markupsafe"]).json == [True])
+
+
 # -- function zygotes --------------------------------------------------------------------------------------------------
 
 SNAPSHOT = """
@@ -218,11 +250,13 @@ def test_a_new_version_has_a_snapshot_of_its_own(worker: WorkerProcess) -> None:
 
 def test_a_snapshot_with_packages(worker: WorkerProcess) -> None:
     code = "import markupsafe\ndef f(event):\n    return [str(markupsafe.escape('<')), markupsafe.__file__]\n"
-    worker.deploy("wrapped", code, "snapshot: true\nzygote: wait\n", requirements="markupsafe")
+    yaml = "snapshot: true\nzygote: wait\nimports: [markupsafe]\n"
+    worker.deploy("wrapped", code, yaml, requirements="markupsafe")
     deployed(worker, "wrapped")
     text, file = worker.call("wrapped").json
     assert text == "&lt;" and file.startswith("/opt/packages/0/")
     worker.until(lambda: snapshot(worker, "wrapped")["hits"] >= 1)
+    assert snapshot(worker, "wrapped")["above"] in {each["key"] for each in nodes(worker, "markupsafe")}
 
 
 @pytest.mark.fault

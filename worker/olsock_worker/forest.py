@@ -7,15 +7,14 @@ import contextlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from time import monotonic
 from typing import Any
 
 import olsock
 from olsock.interpreters import Runtime
 from olsock.nursery import NodeStats, ZygoteTree, offshoots
 from olsock.trees import Import, Plan
+from olsock_worker.blanks import Blanks
 from olsock_worker.broker_protocol import ZygoteState
-from olsock_worker.policy.demand import Demand
 from olsock_worker.settings import Settings
 
 _FORKERS = 8  # threads; what hangs here is a zygote of packages, for ten seconds at most
@@ -42,9 +41,7 @@ class Forest:
         self._loop = asyncio.get_running_loop()
         self._tell, self._most = tell, settings.blanks
         self._states: dict[str, ZygoteState] = {}
-        self._demands: dict[str, Demand] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._blanks: dict[str, int] = {}
+        self._blanks: dict[str, Blanks] = {}
         self._changed = asyncio.Event()
         self._looking = False
         self._turn = asyncio.Lock()  # of changes to the plan
@@ -69,7 +66,7 @@ class Forest:
         work = partial(self.tree.try_fork, code, handler, closure, imports, **options)
         made = await self._loop.run_in_executor(self.executor, work)
         if made is not None and made.forked_from is not None:
-            self._demand(made.forked_from)
+            self._started(made.forked_from)
         return made
 
     async def wait(self, closure: olsock.Closure, imports: Mapping[str, float] | None) -> None:
@@ -90,30 +87,15 @@ class Forest:
 
     # -- blanks -------------------------------------------------------------------------------------------------------
 
-    def _demand(self, key: str) -> None:
-        if self._most:
-            demand = self._demands.get(key)
-            if demand is None:
-                demand = self._demands[key] = Demand(self._most)
-            demand.started(monotonic())
-            self._size(key)
+    def _started(self, key: str) -> None:
+        blanks = self._blanks.get(key)
+        if blanks is None:
+            blanks = self._blanks[key] = Blanks(self._most, 0, partial(self._keep_blanks, key))
+        blanks.started()
 
-    def _size(self, key: str) -> None:
-        """Keep as many blanks as the demand says, and look again when it will have fallen."""
-        demand, now = self._demands[key], monotonic()
-        count = demand.blanks(now)
-        if self._blanks.get(key, 0) != count:
-            self._blanks[key] = count
-            with contextlib.suppress(RuntimeError):  # it is being closed
-                self.executor.submit(offshoots.keep_blanks, self.tree, key, count)
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
-        if count:
-            self._timers[key] = self._loop.call_later(max(0.01, demand.changes(now) - now), self._size, key)
-        else:
-            self._demands.pop(key, None)
-            self._blanks.pop(key, None)
+    def _keep_blanks(self, key: str, count: int) -> None:
+        with contextlib.suppress(RuntimeError):  # it is being closed
+            self.executor.submit(offshoots.keep_blanks, self.tree, key, count)
 
     # -- plans --------------------------------------------------------------------------------------------------------
 
@@ -127,7 +109,6 @@ class Forest:
         """Take a node out, if that can be."""
         with contextlib.suppress(olsock.SpecError):
             self.tree.evict(key)
-        self._blanks.pop(key, None)
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
@@ -150,12 +131,15 @@ class Forest:
             state = self._state(node)
             seen.add(node.key)
             if self._states.get(node.key) != state:
-                if node.pid != (known.pid if (known := self._states.get(node.key)) else 0):
-                    self._blanks.pop(node.key, None)  # another zygote, which keeps none yet
+                known = self._states.get(node.key)
+                if node.key in self._blanks and node.pid and (known is None or known.pid != node.pid):
+                    self._blanks[node.key].again()
                 self._states[node.key] = state
                 self._tell(state)
         for key in set(self._states) - seen:
             state = self._states.pop(key)
+            if key in self._blanks:
+                self._blanks.pop(key).stop()
             self._tell(ZygoteState(key=state.key, kind="node", state="gone", runtime=self.label))
 
     def _state(self, node: NodeStats) -> ZygoteState:
@@ -172,7 +156,7 @@ class Forest:
             detail=node.reason[:_REASON],
             memory=node.memory,
             handlers=node.handlers,
-            blanks=self._blanks.get(node.key, 0),
+            blanks=self._blanks[node.key].count if node.pid and node.key in self._blanks else 0,
             hits=node.hits,
             misses=node.misses,
             saved_ms=node.saved_ms,
@@ -188,8 +172,8 @@ class Forest:
 
     async def close(self) -> None:
         """End it, with all that was forked from it."""
-        for timer in self._timers.values():
-            timer.cancel()
+        for blanks in self._blanks.values():
+            blanks.stop()
         await asyncio.to_thread(self.tree.close)
         self.executor.shutdown(wait=False, cancel_futures=True)
         self.empty.close()

@@ -12,6 +12,7 @@ from typing import Literal
 
 import olsock
 from olsock.nursery.offshoots import Offshoot
+from olsock_worker.blanks import Blanks
 from olsock_worker.broker_protocol import Deploy, ZygoteState
 from olsock_worker.closings import Closings
 from olsock_worker.logs import WorkerLog
@@ -43,18 +44,21 @@ class Snapshot:
     def __init__(
         self,
         deploy: Deploy,
-        grow: Callable[[], Offshoot],
+        grow: Callable[[int], Offshoot],
+        most_blanks: int,
         closings: Closings,
         tell: Callable[[ZygoteState], None],
         log: WorkerLog,
     ) -> None:
-        """`grow` makes one; it is called in a thread."""
+        """`grow` makes one that keeps so many blanks; it is called in a thread."""
         self.deploy = deploy
         self.key = f"function:{deploy.code}"
         self.settled = asyncio.Event()  # there is one, or there will not be one soon
         self.executor = ThreadPoolExecutor(_FORKERS, thread_name_prefix="snapshot")
         self._grow, self._closings, self._tell, self._log = grow, closings, tell, log
         self._live: Live | None = None
+        # With an instance for every request, the next one is needed for certain.
+        self._blanks = Blanks(most_blanks, min(1, most_blanks) if deploy.alone else 0, self._keep_blanks)
         self._wanted = asyncio.Event()
         self._wanted.set()
         self._detail, self._hits, self._build_ms, self._frequency = "", 0, 0.0, 0.0
@@ -84,6 +88,7 @@ class Snapshot:
         self._strikes = 0
         self._hits += 1
         self._frequency += 1
+        self._blanks.started()
 
     def failed(self, live: Live, error: Exception) -> None:
         """Count a fork that failed; after some in a row the zygote is replaced."""
@@ -104,6 +109,7 @@ class Snapshot:
     def close(self) -> None:
         """Make no more; the last one goes with its last instance."""
         self._task.cancel()
+        self._blanks.stop()
         self._retire()
         self.settled.set()
         self.executor.shutdown(wait=False, cancel_futures=True)
@@ -139,7 +145,7 @@ class Snapshot:
 
     async def _make(self) -> Offshoot:
         """Have one made; one that nobody waits for any more is closed when it is there."""
-        making = asyncio.get_running_loop().run_in_executor(self.executor, self._grow)
+        making = asyncio.get_running_loop().run_in_executor(self.executor, self._grow, self._blanks.count)
         try:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
@@ -203,10 +209,10 @@ class Snapshot:
             self._told = told
             self._tell(told)
 
-    def keep_blanks(self, count: int) -> None:
+    def _keep_blanks(self, count: int) -> None:
         """Have so many handlers wait, forked ahead."""
         live = self._live
-        if live is not None and live.offshoot.zygote.blanks != count:
+        if live is not None:
             with contextlib.suppress(RuntimeError):  # it is being closed
                 self.executor.submit(_set_blanks, live.offshoot.zygote, count)
 

@@ -264,11 +264,11 @@ class Zygotes:
         deploy, closure = current.deploy, current.installation.closure or forest.empty
         imports = self._imports(deploy, current.installation)
 
-        def grow() -> Offshoot:
+        def grow(blanks: int) -> Offshoot:
             with contextlib.suppress(olsock.OlsockError):
                 forest.tree.wait_ready(offshoots.best(forest.tree, closure, imports), _NODE_WAIT)
             with self._open_code(deploy.code) as path:
-                return offshoots.grow(
+                made = offshoots.grow(
                     forest.tree,
                     path,
                     deploy.handler,
@@ -277,10 +277,12 @@ class Zygotes:
                     env=deploy.env,
                     memory=self._settings.zygote_memory,
                     timeout=self._settings.start_timeout,
-                    blanks=min(1, self._settings.blanks) if deploy.alone else 0,
+                    blanks=blanks,
                 )
+            made.above = forest.key(made.above)
+            return made
 
-        return Snapshot(deploy, grow, self._closings, self._tell, self._log)
+        return Snapshot(deploy, grow, self._settings.blanks, self._closings, self._tell, self._log)
 
     # -- history ------------------------------------------------------------------------------------------------------
 
