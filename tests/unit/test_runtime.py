@@ -999,7 +999,10 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
         own = {
             "__future__",
             "f",
-            *(f"_olsock_{name}" for name in ("main", "wire", "handler", "hooks", "measure", "reseed", "fork")),
+            *(
+                f"_olsock_{name}"
+                for name in ("main", "wire", "handler", "hooks", "measure", "rehearse", "reseed", "fork")
+            ),
         }
         assert loaded - set(bare.stdout.split()) == own
         assert not loaded & {"asyncio", "threading", "socket", "logging", "traceback", "inspect", "typing"}
