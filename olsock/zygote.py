@@ -249,7 +249,10 @@ class Zygote(Owned):
         }
         if spec.handler is not None:
             order["config"] = config_of(str(spec.handler), spec.env, self._interpreter)
-        self._control.send(json.dumps(order).encode())
+        try:
+            self._control.send(json.dumps(order).encode())
+        except ConnectionError as e:
+            raise ZygoteError(f"zygote {self.name} ended before it had its orders") from e
         report = self._receive_report()
         self.imported = _imported(report)
         self.bad = {str(name): str(why) for name, why in report.get("bad", {}).items()}
@@ -490,6 +493,8 @@ class Zygote(Owned):
         return memory.measure(self._domain.leaf.pids())
 
     def _end(self) -> None:
+        # At once, as it ends all the same: nothing below then waits for an answer of somebody who was stopped.
+        self._domain.group.kill()
         for child in list(self._children):
             child.close()
         for made in list(self._functions):

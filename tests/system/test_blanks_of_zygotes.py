@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,7 +54,10 @@ def zygote() -> Iterator[olsock.Zygote]:
 
 def settled(zygote: olsock.Zygote) -> bool:
     """All are there that should be, and nothing is being made any more."""
-    return eventually(lambda: zygote.waiting == zygote.blanks and not zygote._blanks._pending)
+    stock = zygote._blanks
+    assert eventually(lambda: zygote.waiting == zygote.blanks and not stock._pending)
+    # Made is not yet there: each says with a byte, which is left where it is, that it waits.
+    return all(blank.kit.ends.channel.recv(1, socket.MSG_PEEK) for blank in stock._ready)
 
 
 def waiting(zygote: olsock.Zygote) -> list[int]:
@@ -107,7 +111,7 @@ def test_a_number_that_makes_no_sense_is_refused(zygote, count):
 def test_those_that_wait_end_with_the_zygote(zygote):
     pids = waiting(zygote)
     zygote.close()
-    assert not any(map(psutil.pid_exists, pids)) and zygote.waiting == 0
+    assert eventually(lambda: not any(map(psutil.pid_exists, pids))) and zygote.waiting == 0
     zygote.blanks = 3  # nothing comes of it
     assert zygote.waiting == 0
 
@@ -126,15 +130,19 @@ def test_200_starts_leave_nothing(zygote, code):
             name.split("-")[0] for name in os.listdir(f"{host.current().tree.paths[0]}/{zygote.name}")
         )
 
-    before = look()
-
     def once(number: int) -> int:
         with zygote.fork(code) as fn:
             return fn.invoke(number)
 
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(once, range(200))) == list(range(200))
-    assert settled(zygote)
+    def many(count: int) -> list[int]:
+        with ThreadPoolExecutor(4) as pool:
+            done = list(pool.map(once, range(count)))
+        assert settled(zygote) and eventually(lambda: len(zygote._kits._stock) == 1)
+        return done
+
+    many(20)  # some descriptors are opened on first use
+    before = look()
+    assert many(200) == list(range(200))
     assert eventually(lambda: look() == before), (look(), before)
 
 

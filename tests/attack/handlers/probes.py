@@ -690,6 +690,17 @@ def hostile(name):
     return sys.modules["hostile"].RESULTS[name]
 
 
+def nested(name):
+    """What nested.py found or kept."""
+    return sys.modules["nested"].RESULTS.get(name)
+
+
+def keyring():
+    """Ask for the session's keyring, which is inherited: who can name it can read it."""
+    number = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+    return call(number, 0, -3, 0)  # keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0)
+
+
 def f(event):
     """The handler."""
     return globals()[event["probe"]](*event.get("args", ()))
