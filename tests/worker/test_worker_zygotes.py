@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -92,6 +93,15 @@ def test_a_tree_grows_from_what_functions_import(worker: WorkerProcess) -> None:
     node = worker.until(lambda: [each for each in worker.status()["zygotes"] if each["saved_ms"] > 0.0])[0]
     assert node["memory"] > 0 and node["build_ms"] > 0
     assert (worker.state / "tree.json").exists() and b'"learns"' in (worker.state / "trace.jsonl").read_bytes()
+
+
+def test_the_tree_is_drawn(worker: WorkerProcess, tmp_path: Path) -> None:
+    worker.until(lambda: nodes(worker, "markupsafe"), LONG)
+    command = [sys.executable, "-I", "-m", "olsock_worker", "tree", "--state", str(worker.state)]
+    drawn = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "markupsafe" in drawn and "MiB" in drawn
+    subprocess.run([*command, "--svg", str(tmp_path / "tree.svg")], check=True)
+    assert "markupsafe" in (tmp_path / "tree.svg").read_text()
 
 
 def test_no_function_sees_packages_of_another(worker: WorkerProcess) -> None:

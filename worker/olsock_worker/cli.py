@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+from pathlib import Path
 from urllib.parse import quote
 
 import click
@@ -15,6 +16,7 @@ import click
 from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
 
+_PIPE_WIDTH = 240
 _state_option = click.option(
     "--state",
     metavar="DIR",
@@ -91,7 +93,12 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
       instances = 256          most instances at one time
       memory_budget = "0"      sum of their memory limits; 0 is twice the host's memory
       memory_floor = "0"       idle ones go while less is available; 0 is 1/16 of the host's memory
-      zygote_memory = "1G"     limit of one zygote
+      zygote_memory = "1G"     limit of one zygote; blanks = 4 forked ahead of each at most
+      tree = ""                file of zygote trees; without one they are learnt (tree_learn = true,
+                               tree_memory = "1G", tree_nodes = 40, tree_interval = 30.0)
+      package_store = ""       where packages are installed; "" is STATE/packages (package_bytes = "10G",
+                               package_network = "bridge", allow_source = false, install_timeout = 300.0, installs = 2)
+      pythons = []             interpreters for functions, beside those that are found
       code = "256M"            unpacked size of one function; code_files = 10000
       log_bytes = "4M"         size of one log file; log_files = 4
       access_log = false       a line for every request
@@ -150,6 +157,31 @@ def lock(state: str, name: str) -> None:
     if "version" not in shown:
         raise click.ClickException(f"{name}: {shown.get('error', 'it is being installed')}")
     click.echo(shown.get("lock", ""), nl=False)
+
+
+@main.command()
+@_state_option
+@click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False), help="Write a picture there instead.")
+def tree(state: str, svg: str | None) -> None:
+    """Draw the zygote trees of the worker of STATE: memory, hits, and the milliseconds that they have saved.
+
+    `olsock tree show STATE/tree.json` draws what was fitted to the worker's history.
+    """
+    from rich.console import Console
+
+    from olsock.trees.render import render
+    from olsock.trees.svg import draw
+    from olsock_worker.picture import plans
+
+    _, data = _get(_running(state), "/status")
+    found = plans(json.loads(data)["zygotes"])
+    if svg is not None:
+        Path(svg).write_text(draw(found), encoding="utf-8")
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width: lines are not to be cut for one
+        console = Console(highlight=False, width=_PIPE_WIDTH)
+    console.print(render(found))
 
 
 @main.command()
