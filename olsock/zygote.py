@@ -206,9 +206,9 @@ class Zygote(Owned):
 
     def _fork_from(self, parent: Zygote, log: int) -> None:
         """Have `parent` fork an interpreter into this domain."""
-        self._control, theirs = channel()
         kinds = [(name, flag) for name, flag in ENTERED if name != "net" or self.spec.network != "host"]
         opened = self._domain.namespaces(tuple(name for name, _ in kinds))
+        self._control, theirs = channel()
         try:
             namespaces = [(flag, fd) for (_, flag), fd in zip(kinds, opened, strict=True)]
             parent._forks.zygote([theirs.fileno(), log], self._domain.leaf, namespaces, CAPABILITIES)
