@@ -218,6 +218,22 @@ def test_kills_while_a_tree_grows_leave_nothing(fresh: Make, config: str) -> Non
     worker.until(lambda: worker.call("grows", ["markupsafe"]).json == [True])
 
 
+def test_packages_that_are_kept_by_hand(fresh: Make, tmp_path: Path, config: str) -> None:
+    """All see them; who requires something of its own as well sees both, its own first."""
+    by_hand = tmp_path / "by_hand"
+    by_hand.mkdir()
+    (by_hand / "common.py").write_text("WHERE = 'by hand'\n")
+    (by_hand / "markupsafe.py").write_text("WHERE = 'by hand'\n")
+    worker = fresh({"echo": ("def f(event):\n    return event\n", "")}, f'packages = ["{by_hand}"]\n{config}')
+    worker.deploy("shared", LOADED.format(imports="common"), "imports: [common]\nzygote: wait\n")
+    deployed(worker, "shared")
+    assert worker.call("shared", ["common"]).json == [True]
+    code = "import common, markupsafe\ndef f(event):\n    return [common.WHERE, markupsafe.escape('<')]\n"
+    worker.deploy("both", code, "imports: [markupsafe]\nzygote: wait\n", requirements="markupsafe")
+    deployed(worker, "both")
+    assert worker.call("both").json == ["by hand", "&lt;"]
+
+
 # -- function zygotes --------------------------------------------------------------------------------------------------
 
 SNAPSHOT = """

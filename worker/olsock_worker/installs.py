@@ -21,6 +21,7 @@ from olsock_worker.logs import WorkerLog
 from olsock_worker.settings import Settings
 
 _WAITING = 1000  # requests that may wait for their turn
+_INSTALLED = 20_000  # installations at one time
 _Result = TypeVar("_Result")
 
 
@@ -76,8 +77,8 @@ class Installs:
 
     async def install(self, path: str, runtime: str) -> Installation:
         """Install what the files at `path`, below the locks, ask for; the caller has one use of it."""
-        if self._waiting >= _WAITING:
-            raise Busy("too many installations wait already")
+        if self._waiting >= _WAITING or len(self._installed) >= _INSTALLED:
+            raise Busy("there are too many installations already")
         self._waiting += 1
         try:
             required = self._read(path, locks.REQUIREMENTS).splitlines()

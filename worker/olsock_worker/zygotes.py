@@ -28,6 +28,7 @@ from olsock_worker.planner import Facts, Planner
 from olsock_worker.settings import Settings
 from olsock_worker.snapshots import Snapshot
 
+_FUNCTIONS = 10_000  # of which current versions are known
 _SOON = 0.05  # seconds in which functions that are deployed together become one change of the plan
 _FIGURES = 1.0  # seconds between looks at what zygotes have been good for
 _NODE_WAIT = 10.0  # seconds that a function zygote waits for the node that it would best be forked from
@@ -89,6 +90,9 @@ class Zygotes:
         if before is not None:
             self._end(before)
         if installation is None:
+            return
+        if len(self._functions) >= _FUNCTIONS:  # its instances start without what would be kept for it
+            self._installs.release(installation)
             return
         current = self._functions[message.name] = _Current(message, installation, asyncio.Event())
         if message.zygote == "off":
