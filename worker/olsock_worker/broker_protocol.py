@@ -20,6 +20,7 @@ from olsock_worker.settings import Settings
 
 MAX_MESSAGE = 128 * 1024
 MAX_FDS = 8
+SHOWN = 50  # modules of a zygote that the front is told
 _BUFFER = 1 << 20
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -177,7 +178,8 @@ class ZygoteState(msgspec.Struct, frozen=True, tag="zygote_state", forbid_unknow
     state: Literal["cold", "building", "ready", "failed", "bad", "given up", "gone"]
     runtime: str = ""
     name: str = ""  # the function's, if it is of one
-    imports: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()  # the first SHOWN of its modules
+    modules: int = 0
     packages: tuple[str, ...] = ()
     above: str = ""  # key of the node that it was forked from
     pid: int = 0

@@ -14,11 +14,12 @@ from olsock.interpreters import Runtime
 from olsock.nursery import NodeStats, ZygoteTree, offshoots
 from olsock.trees import Import, Plan
 from olsock_worker.blanks import Blanks
-from olsock_worker.broker_protocol import ZygoteState
+from olsock_worker.broker_protocol import SHOWN, ZygoteState
 from olsock_worker.settings import Settings
 
 _FORKERS = 8  # threads; what hangs here is a zygote of packages, for ten seconds at most
 _OVER = ("ready", "bad", "given up")
+_PACKAGES = 200  # of a node that the front is told
 _REASON = 2000  # characters of why a node is as it is
 
 
@@ -149,8 +150,9 @@ class Forest:
             kind="node",
             state="failed" if failed else node.state,
             runtime=self.label,
-            imports=node.imports,
-            packages=node.packages,
+            imports=node.imports[:SHOWN],
+            modules=len(node.imports),
+            packages=node.packages[:_PACKAGES],
             above=self.key(node.above) if node.above else "",
             pid=node.pid or 0,
             detail=node.reason[:_REASON],

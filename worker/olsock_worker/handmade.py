@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Literal
 
 import olsock
-from olsock_worker.broker_protocol import Start, ZygoteState
+from olsock_worker.broker_protocol import SHOWN, Start, ZygoteState
 from olsock_worker.closings import Closings
 from olsock_worker.logs import WorkerLog
 from olsock_worker.made import Made
@@ -175,7 +175,9 @@ class Handmade:
 
     def _show(self, slot: Slot, state: Literal["building", "ready", "failed", "gone"], detail: str = "") -> None:
         pid = slot.zygote.pid if slot.zygote is not None else 0
-        self._tell(ZygoteState(key=slot.key, kind="node", state=state, imports=slot.imports, pid=pid, detail=detail))
+        self._tell(
+            ZygoteState(key=slot.key, kind="node", state=state, imports=slot.imports[:SHOWN], pid=pid, detail=detail)
+        )
 
 
 def _left_out(zygote: olsock.Zygote) -> str:

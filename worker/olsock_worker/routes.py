@@ -12,6 +12,7 @@ import msgspec
 import psutil
 
 from olsock_worker import responses
+from olsock_worker.broker_protocol import SHOWN
 from olsock_worker.functions import Function
 from olsock_worker.ol_yaml import METHODS
 from olsock_worker.responses import JSON, Error
@@ -183,7 +184,7 @@ class Routes:
         """Return the zygote that was made for a function, or for what it says that it imports."""
         if function.config.snapshot:
             return self.zygotes.get(f"function:{function.deployment.path}")
-        imports = function.config.imports
+        imports = function.config.imports[:SHOWN]
         return next((each for each in self.zygotes.values() if each.imports == imports and not each.name), None)
 
     def _zygotes(self) -> list[dict[str, object]]:
