@@ -70,7 +70,7 @@ def _throughput(axes: Any, tried: Mapping[str, Tried]) -> None:
     if tried[COLD].rates:
         rate = median(tried[COLD].rates)
         axes.axhline(rate, color=MUTED, linestyle=":", linewidth=1, label=f"no zygote: {rate:.0f}/s")
-    top = 1.1 * max(max(each.rates) for each in trees.values())
+    top = 1.5 * max(max(each.rates) for each in trees.values())
     axes.set(
         title="Throughput by size of the tree", xlabel="memory of the zygotes (MiB, proportional)",
         ylabel="new instances per second", xlim=(-0.02 * LIMIT / MIB, None), ylim=(0, top),

@@ -134,7 +134,9 @@ def lock_for(packages: olsock.PackageStore, names: Sequence[str], title: str) ->
     try:
         lock = packages.resolve(names)
     except olsock.PackageError as error:
-        raise PeerError(f"{len(names)} packages cannot be resolved: is a package index reachable? {_first(error)}") from None
+        raise PeerError(
+            f"{len(names)} packages cannot be resolved: is a package index reachable? {_first(error)}"
+        ) from None
     fresh = file.with_name(f"{file.name}.{os.getpid()}")
     fresh.write_text(lock.text)
     fresh.rename(file)
