@@ -257,7 +257,8 @@ class Zygote(Owned):
         self.imported = _imported(report)
         self.bad = {str(name): str(why) for name, why in report.get("bad", {}).items()}
         if not report.get("ok"):
-            raise ZygoteError(f"imports left {report.get('threads')} threads running: {_reasons(self.bad)}")
+            left = "shared memory behind" if report.get("threads") == 1 else f"{report.get('threads')} threads running"
+            raise ZygoteError(f"imports left {left}: {_reasons(self.bad)}")
         failed = str(report["failed"]) if report.get("failed") else ""
         if failed:
             raise ZygoteError(f"the function's module could not be imported: {failed}")

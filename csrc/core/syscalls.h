@@ -9,6 +9,7 @@
 #include <linux/openat2.h>
 #include <linux/sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -25,6 +26,11 @@
 static inline long sys_result(long value)
 {
     return value < 0 ? -errno : value;
+}
+
+static inline long sys_join_session_keyring(void)
+{
+    return sys_result(syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL));
 }
 
 static inline long sys_clone3(struct clone_args *args)

@@ -152,6 +152,10 @@ static int prepare(const struct init_start *start, struct ols_err *reterr)
         return ols_fail(reterr, r, "close_range", "");
     (void) prctl(PR_SET_DUMPABLE, 0);
     (void) prctl(PR_SET_NAME, "olsock-init");
+    /* The caller's session keyring would be everybody's below: the filter denies keyctl, but a filter can be turned off. */
+    r = (int) sys_join_session_keyring();
+    if (r < 0 && r != -ENOSYS)
+        return ols_fail(reterr, r, "keyctl(session keyring)", "");
     if (start->new_netns && unshare(CLONE_NEWNET) < 0)
         return ols_fail(reterr, errno, "unshare(network namespace)", "");
     return 0;

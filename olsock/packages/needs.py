@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import InvalidRequirement
 from packaging.utils import canonicalize_name
+
+from olsock.packages.requirements import parse_one
 
 MAX_METADATA = 1 << 20  # bytes of one file; what follows the head is a description
 MAX_LINES = 5000
@@ -54,6 +56,6 @@ def _required(path: str) -> Iterator[str]:
         if head.lower() != "requires-dist":
             continue
         try:
-            yield canonicalize_name(Requirement(text.strip()).name)
+            yield canonicalize_name(parse_one(text.strip()).name)
         except InvalidRequirement:
             continue

@@ -7,6 +7,7 @@ an address, an index) is refused: the operator says where packages come from, no
 from __future__ import annotations
 
 import re
+import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MAX_REQUIREMENTS = 2000
 
 ACCEPTED = 'a requirement such as "numpy", "requests[socks]>=2.31" or "tomli; python_version < \'3.11\'"'
 
+_parsing = threading.Lock()
 _HASH = re.compile(r"(?:^|\s)--hash(?:=|\s+)(\S+)")
 _SHA256 = re.compile(r"sha256:([0-9a-f]{64})")
 _COMMENT = re.compile(r"(?:^|\s+)#.*$")
@@ -56,7 +58,7 @@ def parse(line: str, field: str = "requirement") -> Wanted:
     if "${" in bare:
         raise SpecError(field, bare[:200], ACCEPTED + "; variables are not expanded")
     try:
-        found = Requirement(bare)
+        found = parse_one(bare)
     except (InvalidRequirement, RecursionError):
         raise SpecError(field, bare[:200], ACCEPTED + "; paths and addresses are none") from None
     if found.url is not None:
@@ -64,6 +66,13 @@ def parse(line: str, field: str = "requirement") -> Wanted:
     found.name = canonicalize_name(found.name)
     found.extras = {canonicalize_name(extra) for extra in found.extras}
     return Wanted(str(found), found.name, frozenset(hashes))
+
+
+def parse_one(text: str) -> Requirement:
+    """Parse a requirement, one thread at a time: markers go through `ast.literal_eval`, which is not safe in several
+    (CPython issue 106905, in 3.11 and before). Raises `InvalidRequirement`."""
+    with _parsing:
+        return Requirement(text)
 
 
 def parse_all(lines: Iterable[str], field: str = "requirements") -> tuple[Wanted, ...]:

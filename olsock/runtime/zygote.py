@@ -58,9 +58,9 @@ FAILED = struct.Struct("<Bi")
 
 
 def import_all(names: list[str]) -> dict[str, str]:
-    """Import each module; return why, by name, for those that failed or that left threads running."""
+    """Import each module; return why, by name, for those that failed, or left threads or shared memory behind."""
     bad = {}
-    before = _fork.threads()
+    before, shared_before = _fork.threads(), shared()
     for name in names:
         try:
             __import__(name)
@@ -72,8 +72,17 @@ def import_all(names: list[str]) -> dict[str, str]:
         after = settled(before)
         if after > before:
             bad[name] = f"started {after - before} thread{'s' if after - before > 1 else ''}"
-        before = after
+        shared_after = shared()
+        if shared_after > shared_before:
+            bad[name] = "made memory that all who are forked from it would share"
+        before, shared_before = after, shared_after
     return bad
+
+
+def shared() -> int:
+    """Return how many mappings a fork would share and not copy: what one function writes there, another would read."""
+    with open("/proc/self/maps", "rb") as file:
+        return sum(line.split(None, 2)[1] == b"rw-s" for line in file)
 
 
 def settled(expected: int) -> int:
@@ -111,12 +120,13 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
     flush()  # what is in a buffer now would be written by every child
-    threads = settled(1)
+    threads, mappings = settled(1), shared()
     return {
-        "ok": threads == 1,
+        "ok": threads == 1 and not mappings,
         "bad": {name: why[: max(64, MAX_REASONS // len(bad))] for name, why in list(bad.items())[:MAX_BAD]},
         "failed": failed,
         "threads": threads,
+        "shared": mappings,
         "modules": len(sys.modules),
         "imports": (imports + told.get("imports", []))[: measure.MAX_ROWS],
         "used": told.get("used", []),

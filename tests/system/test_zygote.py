@@ -93,6 +93,16 @@ def test_an_import_that_starts_a_thread_is_refused(packages, skip_bad):
         olsock.Zygote(imports=["json", "threaded"], packages=[packages], skip_bad=skip_bad)
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_an_import_that_makes_shared_memory_is_refused(packages, skip_bad):
+    (packages / "private.py").write_text("import mmap; kept = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE)")
+    (packages / "common.py").write_text("import mmap; kept = mmap.mmap(-1, 4096)")
+    with olsock.Zygote(["private"], packages=[packages], skip_bad=skip_bad) as zygote:
+        assert not zygote.bad
+    with pytest.raises(olsock.ZygoteError, match="shared memory behind.*common: made memory that all"):
+        olsock.Zygote(["common"], packages=[packages], skip_bad=skip_bad)
+
+
 def test_a_thread_that_ended_is_none(code, packages):
     (packages / "threaded.py").write_text("import threading\nt = threading.Thread(target=print)\nt.start(); t.join()")
     with olsock.Zygote(imports=["threaded"], packages=[packages]) as zygote, zygote.fork(code) as fn:
@@ -289,9 +299,7 @@ def test_network_of_the_host(code):
         assert fn.invoke() == os.readlink("/proc/self/ns/net")
 
 
-@pytest.mark.parametrize(
-    "option", [{"network": "host"}, {"seccomp": "off"}, {"python": "/usr/bin/env"}]
-)
+@pytest.mark.parametrize("option", [{"network": "host"}, {"seccomp": "off"}, {"python": "/usr/bin/env"}])
 def test_what_the_zygote_decides_cannot_be_asked_of_a_fork(zygote, code, option):
     with pytest.raises(olsock.SpecError) as caught:
         zygote.fork(code, **option)
