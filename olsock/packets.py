@@ -120,7 +120,10 @@ class Mailbox:
 
     def fileno(self) -> int:
         """The socket's fd, readable when somebody left or answered."""
-        return self._socket.fileno()
+        fd = self._socket.fileno()
+        if fd < 0:  # closed by another thread
+            raise SandboxDeadError(f"{self._peer} is gone")
+        return fd
 
     def send(self, kind: int, payload: bytes, fds: Sequence[int] = ()) -> int:
         """Send a request; return its token, to be given to `receive`."""
