@@ -127,20 +127,40 @@ def function_part(targets: Sequence[str], uid: int, rest: bytes) -> bytes:
     return strings(targets) + u32(uid, uid) + rest
 
 
-def finish(kit: Kit, function: bytes, trees: Trees, config: bytes) -> None:
-    """Give a handler that waits its function, and the first frame with it.
+def wait(kit: Kit, *, patient: bool) -> bool:
+    """Wait until a handler that was forked ahead says that it waits; False if it does not yet, and `patient` is not.
 
-    Raises `ConnectionError` if it has gone, and `TimeoutError` if it does not say that it waits, or takes nothing.
+    One that says anything else, or has gone, is told by `finish`.
     """
     assert kit.ends is not None
     channel = kit.ends.channel
-    channel.settimeout(TIMEOUT)
-    if channel.recv(1) != HELLO:
-        raise ConnectionAbortedError("it does not wait for a function")
-    message = u32(len(function)) + function + config
-    sent = socket.send_fds(channel, [message], [fd for _, fd in trees], socket.MSG_NOSIGNAL)
+    channel.settimeout(TIMEOUT if patient else 0.0)
+    try:
+        channel.recv(1, socket.MSG_PEEK)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def finish(kit: Kit, function: bytes, trees: Trees, config: bytes) -> None:
+    """Give a handler that waits its function, and the first frame with it: both fit into its socket.
+
+    Raises `ConnectionError` if it has gone, or says something else than that it waits.
+    """
+    assert kit.ends is not None
+    channel = kit.ends.channel
+    channel.setblocking(False)
+    try:
+        if channel.recv(1) != HELLO:
+            raise ConnectionAbortedError("it does not wait for a function")
+        message = u32(len(function)) + function + config
+        sent = socket.send_fds(channel, [message], [fd for _, fd in trees], socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        raise ConnectionAbortedError("it takes nothing") from None
     if sent < len(message):
-        channel.sendall(message[sent:])
+        raise ConnectionAbortedError("it takes less than its socket holds")
 
 
 def outermost(pid: int) -> int:

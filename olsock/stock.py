@@ -38,6 +38,14 @@ class Stock(Generic[T]):
         self.refill(PAUSE)
         return thing
 
+    def put(self, thing: T) -> None:
+        """Take a thing back that was not used."""
+        with self._lock:
+            if not self._closed:
+                self._ready.appendleft(thing)
+                return
+        self._discard(thing)
+
     def refill(self, pause: float = 0.0) -> None:
         """Begin to make what is missing, after a `pause` in seconds. Does not wait."""
         with self._lock:

@@ -319,6 +319,27 @@ class Zygote(Owned):
         Raises `ZygoteError` if this zygote cannot fork any more; live handlers are not affected by that. What was settled
         with the zygote (network, seccomp, python, hostname) is no option here: `SpecError`.
         """
+        kits, order = self._ask(code, handler, options)
+        made = self._attach(kits, order)
+        if made is not None:
+            return made
+        kit = kits.take(order.spec)
+        try:
+            return self._fork(kits, order, kit)
+        except BaseException:
+            kit.release()
+            raise
+
+    def attach(
+        self, code: str | os.PathLike[str] | None = None, handler: str | None = None, **options: Any
+    ) -> Function | None:
+        """Do what `fork` does if a handler waits for its function (`blanks`), without ever waiting itself; else None."""
+        kits, order = self._ask(code, handler, options)
+        return self._attach(kits, order, patient=False)
+
+    def _ask(
+        self, code: str | os.PathLike[str] | None, handler: str | None, options: dict[str, Any]
+    ) -> tuple[Kits, _Order]:
         for name in SETTLED:
             if name in options:
                 raise SpecError(name, options[name], "no value here: the zygote settles that for its handlers")
@@ -327,30 +348,18 @@ class Zygote(Owned):
         if handler is None:
             handler = "f:f" if self.spec.handler is None else str(self.spec.handler)
         order = self._order(code, handler, options)
-        kits, blanks = self._kits, self._blanks
-        if self._closed or kits is None or blanks is None:
+        if self._closed or self._kits is None:
             raise ZygoteError(f"zygote {self.name} is closed")
-        blank = blanks.take() if blanks.size else None
-        if blank is not None:
-            made = self._attach(kits, blank, order)
-            if made is not None:
-                return made
-        kit = kits.take(order.spec)
-        try:
-            return self._fork(kits, order, kit)
-        except BaseException:
-            kit.release()
-            raise
+        return self._kits, order
 
     def _order(self, code: str | os.PathLike[str] | None, handler: str, options: dict[str, Any]) -> _Order:
         """Check and pack what was asked for, or remember: a function is forked again and again, and this costs as much
         as all else that a fork needs here."""
         path = None if code is None else os.fspath(code)
-        items = ((name, type(it), tuple(it) if name == "packages" else it) for name, it in options.items())
-        key: tuple[Any, ...] = (path, handler, *items)
+        key: tuple[Any, ...] = (path, handler, *((name, type(it), _fixed(it)) for name, it in options.items()))
         try:
             known = self._orders.get(key)
-        except TypeError:  # an option, such as env, that cannot be a key
+        except TypeError:  # an option that cannot be a key
             key, known = (), None
         if known is not None and os.path.isdir(known.spec.code):
             return known
@@ -416,8 +425,15 @@ class Zygote(Owned):
         kit.close_fds()
         return _Blank(kit, child)
 
-    def _attach(self, kits: Kits, blank: _Blank, order: _Order) -> Function | None:
-        """Give a waiting handler its function; None if it has died of waiting."""
+    def _attach(self, kits: Kits, order: _Order, *, patient: bool = True) -> Function | None:
+        """Give a waiting handler its function; None if there is none, or it has died of waiting."""
+        blanks = self._blanks
+        blank = blanks.take() if blanks is not None and blanks.size else None
+        if blanks is None or blank is None:
+            return None
+        if not forks.wait(blank.kit, patient=patient):
+            blanks.put(blank)  # so young that it does not wait yet
+            return None
         kit, spec = blank.kit, order.spec
         trees: list[tuple[str, int]] = []
         try:
@@ -522,6 +538,13 @@ def _maker(reference: weakref.ref[Zygote]) -> Callable[[], _Blank]:
         return zygote._wait()
 
     return make
+
+
+def _fixed(value: Any) -> Any:
+    """An option's value as something that can be a key, if it is of the usual kinds."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _parse_report(data: bytes) -> dict[str, Any]:

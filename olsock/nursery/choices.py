@@ -124,6 +124,11 @@ class Choices:
             self._bound.clear()
             self._bare = [Choice((ROOT,), (plan.root,), 0.0)]
 
+    def knows(self, closure: Closure | None) -> bool:
+        """Whether choosing for this closure takes no look at the disk."""
+        with self._lock:
+            return closure is None or closure.key in self._bound
+
     def ranked(self, closure: Closure | None, imports: Mapping[str, float] | None) -> tuple[list[Choice], Bound | None]:
         """The choices for a function, best first, and what they are bound to."""
         if closure is None:

@@ -144,7 +144,9 @@ def load(spec: str) -> Callable[..., Any]:
 def configure(config: dict[str, Any]) -> Callable[..., Any]:
     """Make the process what `config` says (environment, module path, directory) and return the handler."""
     env = config.get("env") or {}
-    os.environ.update(env)
+    for name, value in env.items():
+        if os.environ.get(name) != value:  # to set one costs a fork ten pages, and most are as they were in the zygote
+            os.environ[name] = value
     if "TZ" in env:
         time.tzset()
     code = config["code"]

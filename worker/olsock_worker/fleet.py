@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from olsock_worker.registry import Deployment
     from olsock_worker.settings import Settings
 
+_AFTERGLOW = 0.001  # seconds from a reply to the end of an instance that is not used again
 _BEAT = 0.05  # seconds; how late a time-out may be noticed
 _MEMORY_AGE = 0.25
 _SLACK = 3.0  # seconds that the broker gets beyond the start's own time-out
@@ -232,6 +233,11 @@ class Fleet:
                 instance.function.evicted(instance)
 
     # -- time ---------------------------------------------------------------------------------------------------------
+
+    def retire_soon(self, instance: Instance) -> None:
+        """End an instance that has served its one call, once the client has its reply: a process that ends keeps a
+        processor busy, on which the client may be waiting."""
+        self._loop.call_later(_AFTERGLOW, instance.function.evicted, instance)
 
     def freed(self, instance: Instance) -> None:
         """Note that an instance has sent its reply, but that its output may not have been read.

@@ -222,7 +222,11 @@ class Function:
     def answered(
         self, instance: Instance, call: Call, status: int, content_type: bytes, body: bytes, clean: bool
     ) -> None:
-        """Pass a reply on; the instance first, so that it works again while the reply is written."""
+        """Pass a reply on; the instance first, so that it works again while the reply is written, if it is to work again."""
+        if clean and not self.config.reuse_sandbox and not self.queue:
+            self.finish(call, status, content_type, body)
+            self.fleet.retire_soon(instance)
+            return
         self._after(instance, clean)
         self.finish(call, status, content_type, body)
 

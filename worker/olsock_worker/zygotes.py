@@ -229,9 +229,12 @@ class Zygotes:
         live = snapshot.hold()
         if live is None:
             return None
-        work = partial(live.offshoot.zygote.fork, code, message.handler, **options)
+        zygote = live.offshoot.zygote
         try:
-            function = await asyncio.get_running_loop().run_in_executor(snapshot.executor, work)
+            function = zygote.attach(code, message.handler, **options)  # at once: see Forest.fork
+            if function is None:
+                work = partial(zygote.fork, code, message.handler, **options)
+                function = await asyncio.get_running_loop().run_in_executor(snapshot.executor, work)
         except olsock.SpecError:
             snapshot.release(live)
             raise
