@@ -61,7 +61,8 @@ def _refuse_constant(name: str) -> NoReturn:
 _read, _write, _waitid = os.read, os.write, os.waitid
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 _encode = json.JSONEncoder(allow_nan=False).encode
-_scan = json.JSONDecoder().scan_once  # no look for blanks, which takes the regular expressions' part of the interpreter
+# No look for blanks, which takes the regular expressions' part of the interpreter.
+_scan: Callable[[str, int], Any] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 async def _nothing() -> None:

@@ -74,9 +74,9 @@ int main(int argc, char **argv)
             a[i] = strcmp(word, "page") ? strtoul(word, NULL, 0) : (unsigned long) (uintptr_t) page;
         memset(page, 0, 4096);
         errno = 0;
-        long result = strcmp(abi, "i386") ? syscall(strcmp(abi, "x32") ? number : number | 0x40000000, a[0], a[1], a[2],
-                                                    a[3], a[4], a[5])
-                                          : i386_call(number, a);
+        long result = strcmp(abi, "i386")
+                        ? syscall(strcmp(abi, "x32") ? number : number | 0x40000000, a[0], a[1], a[2], a[3], a[4], a[5])
+                        : i386_call(number, a);
         int failure = result == -1 ? errno : 0;
         printf("%ld %d\n", result, failure);
         fflush(stdout);
