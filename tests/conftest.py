@@ -46,6 +46,18 @@ def _library() -> Iterator[None]:
     assert not [entry for entry in leftovers.list_instances() if entry.pid == os.getpid()]
 
 
+@pytest.fixture(scope="session")
+def index(_library: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A package index that answers, as the environment's settings have it, or no test that needs one."""
+    from olsock import PackageError, PackageStore
+
+    with PackageStore(tmp_path_factory.mktemp("index") / "store", timeout=60) as store:
+        try:
+            store.resolve(["six"])
+        except PackageError as error:
+            require(False, f"needs a package index: {error}")
+
+
 @pytest.fixture(autouse=True)
 def _host_is_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a privileged test that leaves a mount, cgroup, process, fd, network namespace or directory."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import stat
 import subprocess
 import sys
@@ -580,15 +579,6 @@ def test_trees_of_any_depth_are_removed(tmp_path):
 
 
 # Real packages.
-
-
-@pytest.fixture(scope="session")
-def index() -> None:
-    """An index that answers, or no test that needs one."""
-    try:
-        socket.create_connection(("pypi.org", 443), 5).close()
-    except OSError as error:
-        require(False, f"needs a package index: {error}")
 
 
 @pytest.fixture(scope="session")
