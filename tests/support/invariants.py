@@ -19,6 +19,8 @@ from olsock import hierarchies, rundir
 from support.eventually import eventually
 
 PREFIX = "olsock-"
+SHARED: set[int] = set()
+"""Processes below this one that several tests share, and that go on with work of their own meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,26 @@ def _run_directory() -> Iterator[str]:
 
 
 def _foreign(name: str) -> bool:
-    """Whether `<pid>-...` belongs to a process that lives and is not below us."""
+    """Whether `<pid>-...` belongs to a process that lives and is not below us, or is shared."""
     pid = name.split("-")[0]
     if not pid.isdigit() or int(pid) == os.getpid():
         return False
     try:
-        return psutil.Process() not in psutil.Process(int(pid)).parents()
+        process = psutil.Process(int(pid))
+        return int(pid) in SHARED or psutil.Process() not in process.parents()
     except psutil.NoSuchProcess:
         return False
 
 
 def _family() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    family = psutil.Process().children(recursive=True)
+    for pid in SHARED:
+        try:
+            shared = psutil.Process(pid)
+            family = [each for each in family if each != shared and each not in shared.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    return family
 
 
 def _processes() -> Iterator[str]:

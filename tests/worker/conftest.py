@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from worker_process import WorkerProcess
 
+from support import invariants
+
 FUNCTIONS = {
     "echo": ("def f(event):\n    return event\n", ""),
     "slow": ("import time\ndef f(event):\n    time.sleep(event['s'])\n    return event['s']\n", "timeout: 10\n"),
@@ -62,12 +64,16 @@ def worker(
     for name, (code, yaml) in functions.items():
         process.deploy(name, code, yaml)
     process.start()
+    assert process.process is not None
+    pid = process.process.pid
+    invariants.SHARED.add(pid)  # its tree of zygotes grows while tests run that have nothing to do with it
     try:
         yield process
         assert process.stop() == 0, process.log()
         assert not (process.state / "code").exists()
     finally:
         process.kill()
+        invariants.SHARED.discard(pid)
 
 
 @pytest.fixture

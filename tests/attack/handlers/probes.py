@@ -138,6 +138,11 @@ def pids():
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
+def link(path):
+    """Where a symbolic link leads."""
+    return os.readlink(path)
+
+
 def read(path):
     """The beginning of a file, or the errno's name."""
     try:
