@@ -246,6 +246,10 @@ class Function(_Made[function.Function]):
         """Call the handler; cancelling ends it, as nobody would read its answer."""
         return await _wait_or_end(self.sync.close, self.sync.invoke, event, timeout)
 
+    async def exchange(self, body: bytes, timeout: float | None) -> bytes:
+        """Call the handler with JSON as it is sent; cancelling ends it."""
+        return await _wait_or_end(self.sync.close, self.sync.exchange, body, timeout)
+
     async def pause(self) -> None:
         """Freeze the handler."""
         await _wait(self.sync.pause)

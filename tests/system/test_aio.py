@@ -419,7 +419,7 @@ def test_every_public_method_that_waits_is_there() -> None:
         "Sandbox": {"pid", "alive"},
         "Process": {"poll", "terminate"},
         "Zygote": {"alive", "attach", "blanks", "waiting"},
-        "Function": {"pid", "alive", "output", "errors", "oom_kills", "forked", "forked_from", "ready"},
+        "Function": {"pid", "alive", "output", "errors", "cut", "kill", "oom_kills", "forked", "forked_from", "ready"},
         "PackageStore": set(),
         "PythonPool": {"alive", "call"},
     }
