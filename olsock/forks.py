@@ -42,7 +42,6 @@ class Forks:
     """The control socket of one zygote. Forks of one process are serial in the kernel, so they take turns here."""
 
     def __init__(self, control: socket.socket, leaf: Leaf, *, nested: bool, shared_network: bool) -> None:
-        control.settimeout(TIMEOUT)
         self.control = control
         self._leaf, self._nested = leaf, nested
         self._flags = NETWORK_SHARED if shared_network else 0
@@ -84,6 +83,7 @@ class Forks:
         """
         with self._turn:
             try:
+                self.control.settimeout(TIMEOUT)
                 socket.send_fds(self.control, [payload], fds)
                 answer = self.control.recv(4096)
             except TimeoutError:
