@@ -118,7 +118,8 @@ class Group:
                 made.append(index)
         except OSError as error:
             for index in reversed(made):
-                os.rmdir(name, dir_fd=above.fd(index))
+                with contextlib.suppress(FileNotFoundError):  # the level above is just being removed with all in it
+                    os.rmdir(name, dir_fd=above.fd(index))
             raise _failure("mkdir", os.path.join(above.paths[len(made)], name), error) from None
         above.members.add(self)
 

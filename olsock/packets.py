@@ -204,12 +204,12 @@ class Mailbox:
 
     def _read(self, timeout: float | None) -> tuple[bytes, list[int]] | None:
         """One packet and its fds; None at the timeout; an empty packet at the end."""
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)
             data, control, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             return None
-        except OSError:
+        except OSError:  # also: closed by another thread
             return b"", []
         fds = array.array("i")
         for level, kind, raw in control:

@@ -9,6 +9,18 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+/* Make the fds that came with a message the packet's. */
+void packet_take_fds(struct ols_packet *p, struct msghdr *msg)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(p->fds, CMSG_DATA(c), count * sizeof(int));
+        p->n_fds = (unsigned int) count;
+    }
+}
+
 /* Receive one packet: its size, 0 at the end of the stream, or -errno. A packet that did not fit is refused whole. */
 int packet_receive(int socket, void *buffer, size_t size, struct ols_packet *ret_packet)
 {
@@ -27,13 +39,7 @@ int packet_receive(int socket, void *buffer, size_t size, struct ols_packet *ret
         return -errno;
 
     *ret_packet = (struct ols_packet) {.at = buffer, .end = (char *) buffer + n};
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        memcpy(ret_packet->fds, CMSG_DATA(c), count * sizeof(int));
-        ret_packet->n_fds = (unsigned int) count;
-    }
+    packet_take_fds(ret_packet, &msg);
     if (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
         packet_done(ret_packet);
         return -EMSGSIZE;

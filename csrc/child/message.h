@@ -104,6 +104,8 @@ static inline int packet_fd(struct ols_packet *p)
     return p->fds[p->next_fd++];
 }
 
+struct msghdr;
+void packet_take_fds(struct ols_packet *p, struct msghdr *msg);
 int packet_receive(int socket, void *buffer, size_t size, struct ols_packet *ret_packet);
 void packet_done(struct ols_packet *p);
 

@@ -203,13 +203,7 @@ static int receive_part(int channel, char *buffer, size_t capacity, struct ols_p
     if (n != sizeof size || size > capacity)
         return ols_fail(reterr, EPROTO, "message", "function");
     *ret_packet = (struct ols_packet) {.at = buffer, .end = buffer + size};
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        memcpy(ret_packet->fds, CMSG_DATA(c), count * sizeof(int));
-        ret_packet->n_fds = (unsigned int) count;
-    }
+    packet_take_fds(ret_packet, &msg);
     for (size_t got = 0; got < size; got += (size_t) n) {
         do
             n = read(channel, buffer + got, size - got);
