@@ -21,11 +21,11 @@ DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rehearsal"
 REQUEST = b'{"rehearsal":[1,2.5,null,true,"text"]}'
 
 
-def in_zygote(handler: Any, config: dict[str, Any], code: str) -> None:
-    """Rehearse the import, with `handler` the runtime's module; `config` tells where packages are, `code` a function's place."""
+def in_zygote(handler: Any, packages: list[str], code: str) -> None:
+    """Rehearse the import, with `handler` the runtime's module; `packages` are directories, `code` a function's place."""
     path, here = list(sys.path), os.getcwd()
     try:
-        handler.initialise(_config(config))
+        handler.initialise(_config(packages))
         _look_ahead(code)
     except Exception:
         pass  # an import system that somebody has changed: functions will do with it what they can
@@ -33,13 +33,13 @@ def in_zygote(handler: Any, config: dict[str, Any], code: str) -> None:
         _forget(path, here)
 
 
-def in_handler(server: Any, wire: Any, config: dict[str, Any]) -> None:
+def in_handler(server: Any, wire: Any) -> None:
     """Rehearse CONFIG and a request on the `server` that waits for them; what it says goes nowhere."""
     path, here, fd = list(sys.path), os.getcwd(), server.channel.fd
     server.channel.fd = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     restored, server.restored = server.restored, None
     try:
-        frames = wire.message(wire.CONFIG, 0, json.dumps(_config(config)).encode())
+        frames = wire.message(wire.CONFIG, 0, json.dumps(_config([])).encode())
         frames += wire.message(wire.REQUEST, 1, b"{}", REQUEST)
         for kind, _, request, payload in server.parser.feed(frames):
             if kind == wire.CONFIG:
@@ -55,9 +55,9 @@ def in_handler(server: Any, wire: Any, config: dict[str, Any]) -> None:
         _forget(path, here)
 
 
-def _config(config: dict[str, Any]) -> dict[str, Any]:
+def _config(packages: list[str]) -> dict[str, Any]:
     env = {name: os.environ[name] for name in ("HOME", "LANG", "PATH") if name in os.environ}  # set to what they are
-    return {"code": DIRECTORY, "handler": f"{MODULE}:f", "env": env, "path": config.get("path") or [], "cwd": DIRECTORY}
+    return {"code": DIRECTORY, "handler": f"{MODULE}:f", "env": env, "path": packages, "cwd": DIRECTORY}
 
 
 def _forget(path: list[str], directory: str) -> None:

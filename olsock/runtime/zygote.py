@@ -115,7 +115,7 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
         # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
         ssl.RAND_bytes(1)
     if "config" not in order:
-        rehearse.in_zygote(handler, order, TASK)
+        rehearse.in_zygote(handler, path, TASK)
     forget_directories()
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
@@ -229,7 +229,7 @@ def begin(kind: int) -> int:
 
 def wait(server: handler.Server) -> None:
     """Say that everything but the function is there, wait for that, and take it on."""
-    rehearse.in_handler(server, wire, {})
+    rehearse.in_handler(server, wire)
     threads = settled(1)
     if threads != 1:
         # Hooks of packages may start some after a fork. They would keep the zygote's filter when this thread takes on a

@@ -92,8 +92,3 @@ class _Known:
         # fsum is the same in whatever order a set is walked, which differs from process to process
         ms = fsum(self.imports[module] for module in whole) + HALF * fsum(self.imports[each] for each in halves - whole)
         return _Known(self.imports, self.below, max(ms, self.ms), whole, halves)
-
-
-def saved_of(loaded: Collection[str], imports: Mapping[str, float]) -> float:
-    """The milliseconds of these imports that are saved where just these modules are loaded, as a zygote has told."""
-    return fsum(ms for module, ms in imports.items() if module in loaded)
