@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from glob import glob
 from pathlib import Path
 
 import pytest
 
 from olsock import PackageStore, leftovers
 from olsock.packages import intake
-from olsock.packages.scratch import FLAGS
+from olsock.packages.scratch import FLAGS, MUTEX
 from support.eventually import eventually
 from support.wheels import wheel
 
@@ -136,29 +137,45 @@ def test_killed_a_hundred_times(tmp_path, wheels, cleaned):
     store.close()
 
 
+def is_stopped(process: subprocess.Popen[str]) -> bool:
+    """Whether every thread of a process that was told to stop has done so."""
+    states = [Path(path).read_text().rpartition(")")[2].split()[0] for path in glob(f"/proc/{process.pid}/task/*/stat")]
+    return set(states) == {"T"}
+
+
+def held(process: subprocess.Popen[str], directory: Path) -> set[str]:
+    """The files of a directory that a process has locked: those that are only open, or another's, do not count."""
+    inodes = {each.stat().st_ino: each.name for each in directory.glob("*")}  # there may be no such directory yet
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    mine = [fields[5] for fields in locks if fields[1] == "FLOCK" and fields[4] == str(process.pid)]
+    return {inodes[inode] for inode in (int(each.rpartition(":")[2]) for each in mine) if inode in inodes}
+
+
 def test_who_waits_for_a_killed_one_goes_on(tmp_path, wheels, cleaned):
     """A process is stopped while it installs, so that another waits for it, and killed then."""
-    store = open_store(tmp_path)
-    lock = store.resolve(["a"])
+    with open_store(tmp_path) as store:
+        lock = store.resolve(["a"])
     path = tmp_path / "lock"
     path.write_text(lock.text)
     locks = tmp_path / "store" / lock.tag / ".locks"
-    with working(tmp_path, path) as other, working(tmp_path, path) as waiting:
+    with working(tmp_path, path) as other:
         hear(other)
 
         def stopped_with_a_lock() -> bool:
             other.send_signal(signal.SIGSTOP)
-            held = [each.name for each in locks.glob("*") if not each.name.startswith("closure")]
-            if not held:
-                other.send_signal(signal.SIGCONT)
-            return bool(held)
+            assert eventually(lambda: is_stopped(other))
+            busy = held(other, locks.parents[1]) | held(other, locks.parents[1] / ".scratch")
+            if MUTEX not in busy and any(not name.startswith("closure") for name in held(other, locks)):
+                return True  # with what one waits for, and nothing that keeps others from getting so far
+            other.send_signal(signal.SIGCONT)
+            return False
 
         assert eventually(stopped_with_a_lock, 30)
-        hear(waiting)
-        assert waiting.stdout and not select.select([waiting.stdout], [], [], 0.5)[0], "it waits"
-        other.kill()
-        hear(waiting, 2)
-    store.close()
+        with working(tmp_path, path) as waiting:
+            hear(waiting)
+            assert waiting.stdout and not select.select([waiting.stdout], [], [], 0.5)[0], "it waits"
+            other.kill()
+            hear(waiting, 2)
     open_store(tmp_path).close()
     assert unfinished(tmp_path / "store") == []
     whole(tmp_path / "store")
