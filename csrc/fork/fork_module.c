@@ -16,6 +16,8 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
+#define WRITABLE 0x200 /* PyBUF_WRITE, which the limited API names from 3.11 on */
+
 static PyObject *raise_error(const struct ols_err *err)
 {
     errno = err->err;
@@ -123,11 +125,34 @@ static PyObject *finish(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/*
+ * window(capsule, name, size): the first `size` bytes of what the first word of a capsule's structure points to, to read and
+ * to write. For the state of numpy's generators: a bitgen_t begins with a pointer to it (numpy/random/bitgen.h). The caller
+ * keeps the capsule's owner alive, and sees to it that the state is that long.
+ */
+static PyObject *window(PyObject *self, PyObject *args)
+{
+    PyObject *capsule;
+    const char *name;
+    Py_ssize_t size;
+    (void) self;
+
+    if (!PyArg_ParseTuple(args, "Osn", &capsule, &name, &size))
+        return NULL;
+    void **structure = PyCapsule_GetPointer(capsule, name);
+    if (!structure)
+        return NULL;
+    if (!*structure || size < 0)
+        return PyErr_Format(PyExc_ValueError, "no state");
+    return PyMemoryView_FromMemory(*structure, size, WRITABLE);
+}
+
 static PyMethodDef methods[] = {
     {"harden", harden, METH_VARARGS, "harden(capabilities): give up all else that a zygote does not need"},
     {"threads", threads, METH_NOARGS, "threads(): number of threads of this process"},
     {"fork", fork_sandbox, METH_VARARGS, "fork(request, fds): clone a sandbox; not above 0 in the child"},
     {"finish", finish, METH_VARARGS, "finish(channel): wait for the rest of a sandbox that was half made"},
+    {"window", window, METH_VARARGS, "window(capsule, name, size): memory that a capsule's structure begins with"},
     {NULL, NULL, 0, NULL},
 };
 

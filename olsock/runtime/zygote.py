@@ -114,6 +114,7 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
         # OpenSSL sets its generators up on first use, which takes half a millisecond: once here instead of in every
         # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
         ssl.RAND_bytes(1)
+    reseed.prepare(_fork.window)
     if "config" not in order:
         rehearse.in_zygote(handler, path, TASK)
     forget_directories()

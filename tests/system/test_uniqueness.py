@@ -76,7 +76,7 @@ def zygote(packages: Path) -> Iterator[olsock.Zygote]:
 def without_restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packages: Path) -> Iterator[olsock.Zygote]:
     """A zygote with a runtime whose `reseed.restore` does nothing."""
     runtime = shutil.copytree(rootfs.runtime_directory(), tmp_path / "runtime")
-    (runtime / "reseed.py").write_text("def restore(): pass")
+    (runtime / "reseed.py").write_text("def restore(): pass\ndef prepare(window): pass")
     monkeypatch.setattr(rootfs, "runtime_directory", lambda: str(runtime))
     with olsock.Zygote(
         ["random", "secrets", "ssl", "tempfile", "uuid", "drawn"], packages=[packages], spare=0
@@ -155,16 +155,38 @@ def test_keys_made_by_siblings_differ(zygote, code):
     assert len(set(drawn(zygote, code, private))) == SIBLINGS
 
 
-def test_numpys_legacy_generator_is_restored_and_others_are_not(code, packages):
+@pytest.fixture
+def numpys() -> Path:
+    """The directory that this interpreter's numpy is in."""
     found = importlib.util.find_spec("numpy")
     require(found and found.origin, "needs numpy")
     assert found and found.origin
-    site = Path(found.origin).parents[1]
-    (packages / "made.py").write_text("import numpy\nown = numpy.random.default_rng()\nnumpy.random.random()")
-    with olsock.Zygote(["numpy", "made"], packages=[site, packages], spare=0) as zygote:
+    return Path(found.origin).parents[1]
+
+
+def test_numpys_legacy_generator_is_restored_and_others_are_not(code, packages, numpys):
+    # One of a pair of normal deviates is drawn, so that the other would be the next one of every sibling.
+    drawing = "import numpy\nown = numpy.random.default_rng()\nnumpy.random.standard_normal()"
+    (packages / "made.py").write_text(drawing)
+    with olsock.Zygote(["numpy", "made"], packages=[numpys, packages], spare=0, descendants=1) as zygote:
         assert len(set(drawn(zygote, code, "numpy.random.random()", 6))) == 6
+        assert len(set(drawn(zygote, code, "numpy.random.standard_normal()", 6))) == 6
         assert len(set(drawn(zygote, code, "numpy.random.default_rng().random()", 6))) == 6
         assert len(set(drawn(zygote, code, "__import__('made').own.random()", 3))) == 1
+        # By its memory, not by way of numpy; and what comes of it is as even as it should be.
+        assert drawn(zygote, code, "sys.modules['_olsock_reseed']._mersenne is not None", 1) == [True]
+        (mean,) = drawn(zygote, code, "numpy.random.random(100_000).mean()", 1)
+        assert abs(float(str(mean)) - 0.5) < 0.01
+        with zygote.child() as child:
+            both = drawn(child, code, "numpy.random.random()", 3) + drawn(zygote, code, "numpy.random.random()", 3)
+            assert len(set(both)) == 6
+
+
+def test_a_generator_of_another_kind_is_restored_too(code, packages, numpys):
+    (packages / "made.py").write_text("import numpy\nnumpy.random.set_bit_generator(numpy.random.PCG64(1))")
+    with olsock.Zygote(["numpy", "made"], packages=[numpys, packages], spare=0) as zygote:
+        assert len(set(drawn(zygote, code, "numpy.random.random()", 6))) == 6
+        assert drawn(zygote, code, "sys.modules['_olsock_reseed']._mersenne is None", 1) == [True]
 
 
 def test_a_cold_handler_has_a_hash_seed_and_an_address_layout_of_its_own(code):
