@@ -2,6 +2,7 @@
 
 wire      frames, shared with the host side (there it is `olsock.runtime.wire`)
 handler   imports a function and answers requests for it
+shortcut  imports the function's own module without most of the import system
 measure   how long imports take, and which preloaded packages a function uses
 hooks     runs what a function wants done before and after it is forked from a snapshot
 zygote    imports packages, then forks handlers

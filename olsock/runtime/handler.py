@@ -18,17 +18,18 @@ import time
 TYPE_CHECKING = False
 HERE = os.path.dirname(os.path.abspath(__file__))
 if TYPE_CHECKING or __package__:
-    from olsock.runtime import measure, wire
+    from olsock.runtime import measure, shortcut, wire
 else:
     # In a sandbox this file stands alone. Its neighbours are loaded by path and renamed, so that a user's
     # own module called `wire` is found where the user put it.
     sys.path.insert(0, HERE)
     try:
         import measure
+        import shortcut
         import wire
     finally:
         del sys.path[0]
-    for _name in ("measure", "wire"):
+    for _name in ("measure", "shortcut", "wire"):
         sys.modules[f"_olsock_{_name}"] = sys.modules.pop(_name)
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ REPLY_META = b'{"status":200,"content_type":"application/json"}'
 REPLY_PREFIX = wire.META.pack(len(REPLY_META)) + REPLY_META
 FIRST_PART = wire.MAX_PAYLOAD - len(REPLY_PREFIX)
 MEASURING = measure.frame()
-OURS = (__file__, os.path.join(HERE, "zygote.py"), os.path.join(HERE, "hooks.py"))
+OURS = (__file__, *[os.path.join(HERE, name) for name in ("shortcut.py", "zygote.py", "hooks.py")])
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -127,14 +128,14 @@ def wants_context(function: Any) -> bool:
     return required >= 2 or (len(names) >= 2 and names[1] == "context")
 
 
-def load(spec: str) -> Callable[..., Any]:
-    """Import what `package.module:attribute` (or `package.module.attribute`) names."""
+def load(spec: str, code: str) -> Callable[..., Any]:
+    """Import what `package.module:attribute` (or `package.module.attribute`) names; `code` is where the function is."""
     module, colon, attribute = spec.partition(":")
     if not colon:
         module, _, attribute = spec.rpartition(".")
     if not module or not attribute:
         raise ValueError(f"handler {spec!r}: expected module:function")
-    __import__(module)  # rather than importlib: the frames of the import system stay out of tracebacks
+    shortcut.import_module(module, code, measure.note)
     found: Any = sys.modules[module]
     for name in attribute.split("."):
         found = getattr(found, name)
@@ -156,7 +157,7 @@ def configure(config: dict[str, Any]) -> Callable[..., Any]:
     sys.path += [entry for entry in config.get("path") or () if entry not in sys.path]
     sys.path.append(LIBRARY)
     os.chdir(config.get("cwd") or code)
-    return load(config["handler"])
+    return load(config["handler"], code)
 
 
 def initialise(config: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:

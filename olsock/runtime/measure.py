@@ -62,6 +62,11 @@ def start(packages: Iterable[str] = (), code: str | None = None) -> None:
         _system._load_unlocked = _timed
 
 
+def note(spec: Any) -> None:
+    """Note a module of the function's own that is imported without the import system."""
+    _own.append(spec)
+
+
 def stop() -> list[list[Any]]:
     """Stop measuring; return ``[module, top-level package, self ms, total ms, bytes]``, longest first.
 

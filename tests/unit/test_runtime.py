@@ -184,7 +184,7 @@ def test_few_modules_are_loaded(python: str, tmp_path: Path) -> None:
             text=True,
             check=True,
         )
-        own = {"__future__", "_olsock_main", "_olsock_measure", "_olsock_wire", "f"}
+        own = {"__future__", "_olsock_main", "_olsock_measure", "_olsock_shortcut", "_olsock_wire", "f"}
         assert loaded - set(bare.stdout.split()) == own
         assert not loaded & {"asyncio", "threading", "socket", "_socket", "logging", "traceback", "inspect", "typing"}
     finally:
@@ -880,8 +880,8 @@ class Zygote:
     def __init__(self, folder: Path, python: str = sys.executable) -> None:
         home = folder / "runtime"
         home.mkdir()
-        for name in ("wire.py", "handler.py", "hooks.py", "measure.py", "zygote.py", "rehearse.py", "reseed.py"):
-            shutil.copy(RUNTIME / name, home)
+        for path in RUNTIME.glob("*.py"):
+            shutil.copy(path, home)
         shutil.copytree(RUNTIME / "rehearsal", home / "rehearsal")
         (home / "_fork.py").write_text(FORK_DOUBLE)
         self.packages = folder / "packages"
@@ -1002,7 +1002,7 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
             "f",
             *(
                 f"_olsock_{name}"
-                for name in ("main", "wire", "handler", "hooks", "measure", "rehearse", "reseed", "fork")
+                for name in ("main", "wire", "handler", "hooks", "measure", "rehearse", "reseed", "shortcut", "fork")
             ),
         }
         assert loaded - set(bare.stdout.split()) == own
@@ -1100,7 +1100,7 @@ def test_users_modules_win_in_children_too(zygote: Zygote) -> None:
             return __import__(event).mine
         """
     )
-    for name in ("wire", "handler", "reseed", "zygote", "_fork"):
+    for name in ("wire", "handler", "reseed", "shortcut", "zygote", "_fork"):
         assert ask(channel, name) is True
 
 
