@@ -242,16 +242,19 @@ def move_away(fd: int, numbers: tuple[int, ...]) -> int:
 class Channel:
     """This end of the channel: whole frames out, chunks in; a host that is gone ends the process."""
 
-    def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, True)
-        self.fd = move_away(fd, CHANNEL_FDS)
-        os.close(fd)
+    def __init__(self) -> None:
+        self.fd = -1
         self.forked = False
         os.register_at_fork(after_in_child=self._leave)
 
+    def open(self, fd: int) -> None:
+        os.set_blocking(fd, True)
+        self.fd = move_away(fd, CHANNEL_FDS)
+        os.close(fd)
+
     def _leave(self) -> None:
         """Runs in a child that the handler forked: only the handler itself may speak on the channel."""
-        if not self.forked:
+        if self.fd >= 0 and not self.forked:
             self.forked = True
             os.close(self.fd)
 
@@ -285,10 +288,7 @@ class Streams:
     """Keeps fds 1 and 2 on the log pipe, and sys.stdout and sys.stderr open."""
 
     def __init__(self) -> None:
-        try:
-            self.log = move_away(2, LOG_FDS)  # only to give 1 and 2 back after a handler closed them
-        except OSError:
-            self.log = -1
+        self.log = -1
         self.mend()
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -296,6 +296,13 @@ class Streams:
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
             except (AttributeError, ValueError, OSError):
                 pass
+
+    def keep(self) -> None:
+        """Have the log pipe once more, only to give 1 and 2 back after a handler closed them."""
+        try:
+            self.log = move_away(2, LOG_FDS)
+        except OSError:
+            self.log = -1
 
     def flush(self) -> None:
         """Push out unfinished lines, so that what an invocation printed is in the log before its reply."""
@@ -381,8 +388,8 @@ class Orphans:
 class Server:
     """One function, one channel, one request at a time."""
 
-    def __init__(self, fd: int) -> None:
-        self.channel = Channel(fd)
+    def __init__(self) -> None:
+        self.channel = Channel()
         self.streams = Streams()
         self.orphans = Orphans()
         # No bound of its own: the host bounds what it sends, and the sandbox's memory is limited.
@@ -391,6 +398,11 @@ class Server:
         self.function: Callable[..., Any] | None = None
         self.context = False
         self.restored: Callable[[], None] | None = None  # what a function forked after its import has to do
+
+    def open(self, fd: int) -> None:
+        """Take the descriptors that are this process's own; all else may have been made before it was forked."""
+        self.channel.open(fd)
+        self.streams.keep()
 
     def run(self) -> NoReturn:
         read, fd, feed = _read, self.channel.fd, self.parser.feed
@@ -494,23 +506,29 @@ def announce(fd: int) -> None:
     os.sched_yield()
 
 
-def settle(fd: int) -> Server:
-    """Do all that needs no function yet; return what will answer on `fd`."""
+def settle() -> Server:
+    """Do all that needs neither a function nor a channel; return what will answer. Once is enough for all forks."""
     import _signal  # type: ignore[import-not-found]  # not `signal`: that builds its enums first
 
     # Python's own handler would raise KeyboardInterrupt at any moment, between two requests too. By
     # default the kernel gives pid 1 neither SIGINT nor SIGTERM from inside its namespace.
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     # Code is not to find this program where a script's own module is looked for.
-    sys.modules["_olsock_main"] = sys.modules["__main__"]
+    sys.modules.setdefault("_olsock_main", sys.modules["__main__"])
     sys.modules["__main__"] = type(sys)("__main__")
-    return Server(fd)
+    return Server()
 
 
 def serve(fd: int, server: Server | None = None) -> NoReturn:
-    """Answer on `fd` until the host closes its end, then end the process; never returns, whatever happens."""
+    """Answer on `fd` until the host closes its end, then end the process; never returns, whatever happens.
+
+    A `server` that is given has been opened already.
+    """
     try:
-        (server or settle(fd)).run()
+        if server is None:
+            server = settle()
+            server.open(fd)
+        server.run()
     except BaseException as error:
         # The channel means nothing any more: end, the host sees the end of file.
         try:

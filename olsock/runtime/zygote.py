@@ -95,8 +95,8 @@ def settled(expected: int) -> int:
     return threads
 
 
-def prepare(order: dict[str, Any]) -> dict[str, Any]:
-    """Import what `order` names, and return the report."""
+def prepare(order: dict[str, Any]) -> tuple[dict[str, Any], handler.Server]:
+    """Import what `order` names; return the report, and what will answer in the children."""
     began = time.perf_counter()
     os.environ.update(order.get("env") or {})
     path = order.get("path") or []
@@ -118,11 +118,12 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
     if "config" not in order:
         rehearse.in_zygote(handler, path, TASK)
     forget_directories()
+    server = handler.settle()  # here once, instead of in every child
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
     flush()  # what is in a buffer now would be written by every child
     threads, mappings = settled(1), shared()
-    return {
+    report = {
         "ok": threads == 1 and not mappings,
         "bad": {name: why[: max(64, MAX_REASONS // len(bad))] for name, why in list(bad.items())[:MAX_BAD]},
         "failed": failed,
@@ -133,6 +134,7 @@ def prepare(order: dict[str, Any]) -> dict[str, Any]:
         "used": told.get("used", []),
         "ms": round((time.perf_counter() - began) * 1000, 3),
     }
+    return report, server
 
 
 def become_function(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -210,8 +212,8 @@ def loop(control: _socket.socket) -> int:
         control.send(answer)
 
 
-def begin(kind: int) -> int:
-    """Be a zygote: take the orders, import, and fork. Returns in its children, with their kind."""
+def begin(kind: int) -> tuple[int, handler.Server]:
+    """Be a zygote: take the orders, import, and fork. Returns in its children, with their kind and what answers in them."""
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
     if kind == ZYGOTE:
         reseed.restore()  # zygotes of one parent would draw the same keys: they have the same pid, too
@@ -222,10 +224,10 @@ def begin(kind: int) -> int:
     order = json.loads(data)
     if kind == EXECUTED:  # one that was forked has given up its rights already
         _fork.harden(order["capabilities"])  # before the first line of foreign code
-    report = prepare(order)
+    report, server = prepare(order)
     control.send(json.dumps(report).encode())
     del data, order, report
-    return loop(control)
+    return loop(control), server
 
 
 def wait(server: handler.Server) -> None:
@@ -245,10 +247,10 @@ def main() -> NoReturn:
     try:
         kind = EXECUTED
         while kind in (EXECUTED, ZYGOTE):
-            kind = begin(kind)
+            kind, server = begin(kind)
         gc.enable()
         reseed.restore()
-        server = handler.settle(CONTROL)
+        server.open(CONTROL)
         if hooks.MODULES[0] in sys.modules or hooks.MODULES[1] in sys.modules:
             server.restored = hooks.run_after_restore
         if kind == HALF_MADE:
