@@ -21,7 +21,7 @@ PACKAGES = {"olsock": ROOT / "olsock", "olsock_worker": ROOT / "worker" / "olsoc
 # What the worker may take of the library besides the names of `olsock` itself.
 TAKEN = {"olsock", "olsock.host", "olsock.interpreters", "olsock.leftovers", "olsock.packages", "olsock.spec"}
 TAKEN |= {"olsock.nursery", "olsock.nursery.offshoots", "olsock.trees"}  # and all modules of the latter
-TAKEN |= {"olsock.packages.requirements", "olsock.runtime.wire", "olsock._core.mounts"}
+TAKEN |= {"olsock.bytecode", "olsock.packages.requirements", "olsock.runtime.wire", "olsock._core.mounts"}
 
 
 def modules() -> dict[str, Path]:

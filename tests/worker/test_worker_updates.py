@@ -113,3 +113,13 @@ def test_queued_requests_of_clients_that_left_are_dropped(fresh: Callable[..., W
     running.join()
     assert worker.call("one", {"s": 0, "n": "last"}).json == ["first", "running", "last"]
     assert worker.stats()["functions"]["one"]["statuses"]["499"] == 1
+
+
+def test_a_version_is_compiled_beside_its_code(fresh: Callable[..., WorkerProcess]) -> None:
+    worker = fresh({"own": ("import sys\ndef f(event):\n    return f.__code__.co_filename\n", "")})
+    (code,) = (worker.state / "code" / "own").iterdir()
+    assert worker.until(lambda: list(code.glob("__pycache__/f.*.pyc")))
+    assert worker.call("own").json == "/var/task/f.py"
+    worker.deploy("own", "def f(:")  # cannot be compiled: who calls it is told
+    assert worker.until(lambda: worker.call("own").status == 500)
+    assert worker.until(lambda: not code.exists())

@@ -21,9 +21,12 @@ from functools import partial
 import msgspec
 
 import olsock
+from olsock import bytecode
 from olsock_worker import broker_protocol
 from olsock_worker.beneath import open_beneath
 from olsock_worker.broker_protocol import (
+    Compile,
+    Compiled,
     Deploy,
     Done,
     Drain,
@@ -168,6 +171,8 @@ class Broker:
             self._begin(self._oom_kills(message))
         elif isinstance(message, Install):
             self._begin(self._install(message))
+        elif isinstance(message, Compile):
+            self._begin(self._compile(message, self._installs.hold(message.installation)))
         elif isinstance(message, Measure):
             self._begin(self._measure(message))
         elif isinstance(message, Deploy | Remove | Release | Learnt | Evict):
@@ -324,12 +329,31 @@ class Broker:
             self._log("warning", "not_installed", path=message.path, error=str(error))
             self._send(Failed(message.id, "refused", (str(error) or repr(error))[:_LONGEST]))
         else:
-            fd = os.memfd_create("lock", os.MFD_CLOEXEC)
-            try:
-                os.write(fd, installation.lock.encode())
-                self._send(Installed(message.id, installation.number, installation.names), (fd,))
-            finally:
-                os.close(fd)
+            self._send_file(Installed(message.id, installation.number, installation.names), installation.lock.encode())
+
+    async def _compile(self, message: Compile, installation: Installation | None) -> None:
+        if installation is None:
+            self._send(Failed(message.id, "refused", f"there is no installation {message.installation}"))
+            return
+        try:
+            with self._open_code(message.code) as code:
+                work = partial(bytecode.compile_code, code, installation.python)
+                answer = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except Exception as error:  # whatever it was, someone waits for the answer
+            self._send(Failed(message.id, "refused", (str(error) or repr(error))[:_LONGEST]))
+        else:
+            self._send_file(Compiled(message.id), answer)
+        finally:
+            self._installs.release(installation)
+
+    def _send_file(self, message: ToFront, content: bytes) -> None:
+        fd = os.memfd_create("content", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(content)
+            self._send(message, (fd,))
+        finally:
+            os.close(fd)
 
     def _registry(self, message: Registry) -> None:
         try:

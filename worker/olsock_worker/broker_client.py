@@ -10,6 +10,7 @@ import msgspec
 
 from olsock_worker import broker_protocol
 from olsock_worker.broker_protocol import (
+    Compiled,
     Done,
     Drain,
     Failed,
@@ -21,7 +22,7 @@ from olsock_worker.broker_protocol import (
     ZygoteState,
 )
 
-Reply = Done | Started | Installed | Measured | Failed
+Reply = Done | Started | Installed | Compiled | Measured | Failed
 OnReply = Callable[[Reply, list[int]], None]
 
 

@@ -105,6 +105,13 @@ class Install(_Request, frozen=True, tag="install", kw_only=True):
     runtime: _Text  # such as "python3.12"; "": the worker's own interpreter
 
 
+class Compile(_Request, frozen=True, tag="compile", kw_only=True):
+    """Make bytecode of the code at `code` (relative to the store) for the interpreter of an installation."""
+
+    code: _Path
+    installation: Number
+
+
 class Release(_Request, frozen=True, tag="release", kw_only=True):
     """An installation starts no instance any more; its packages go, if they have to, after the last one."""
 
@@ -155,6 +162,12 @@ class Installed(msgspec.Struct, frozen=True, tag="installed", forbid_unknown_fie
     packages: tuple[str, ...]  # "name==version"
 
 
+class Compiled(msgspec.Struct, frozen=True, tag="compiled", forbid_unknown_fields=True):
+    """Code was compiled. Descriptor: a file with what a sandbox said, which `olsock.bytecode.parse` takes."""
+
+    id: int
+
+
 class Failed(msgspec.Struct, frozen=True, tag="failed", forbid_unknown_fields=True):
     """A request was not carried out. `busy` means that it may work later."""
 
@@ -200,8 +213,22 @@ class Drain(msgspec.Struct, frozen=True, tag="drain", forbid_unknown_fields=True
     """Stop accepting, finish what runs, exit."""
 
 
-ToBroker = Start | Stop | OomKills | Deploy | Remove | Learnt | Evict | Measure | Install | Release | Registry | Serving
-ToFront = Hello | Done | Started | Installed | Measured | Failed | ZygoteState | Drain
+ToBroker = (
+    Start
+    | Stop
+    | OomKills
+    | Deploy
+    | Remove
+    | Learnt
+    | Evict
+    | Measure
+    | Install
+    | Compile
+    | Release
+    | Registry
+    | Serving
+)
+ToFront = Hello | Done | Started | Installed | Compiled | Measured | Failed | ZygoteState | Drain
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_broker = msgspec.json.Decoder(ToBroker).decode

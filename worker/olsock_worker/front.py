@@ -18,6 +18,7 @@ import uvloop
 from olsock_worker import broker_protocol, privileges
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving, ZygoteState
+from olsock_worker.bytecodes import Bytecodes
 from olsock_worker.deployer import Deployer
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
@@ -57,6 +58,7 @@ class Front:
         self._nodes = Nodes(self._fleet.nodes, self._fleet.values, self._evict)
         self._locks = Locks(locks_fd)
         self._deployer = Deployer(self._broker, self._locks, self._on_deployable, self._on_failure)
+        self._bytecodes = Bytecodes(self._broker, code_fd, self._is_current, self._log)
         self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
         self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
         self._routes.edge = self._edge
@@ -167,6 +169,11 @@ class Front:
             function.update(deployment)
         self._log("info", "deployed", function=deployment.name, version=deployment.version)
         self._announce(deployment)
+        self._bytecodes.want(deployment)
+
+    def _is_current(self, deployment: Deployment) -> bool:
+        function = self._fleet.functions.get(deployment.name)
+        return function is not None and function.deployment is deployment
 
     def _announce(self, deployment: Deployment) -> None:
         """Have the broker keep zygotes that are good for this version."""
@@ -187,8 +194,7 @@ class Front:
             asyncio.get_running_loop().call_later(_AGAIN, self._announce_again, deployment)
 
     def _announce_again(self, deployment: Deployment) -> None:
-        function = self._fleet.functions.get(deployment.name)
-        if function is not None and function.deployment is deployment:
+        if self._is_current(deployment):
             self._announce(deployment)
 
     def _on_failure(self, name: str, why: str) -> None:
