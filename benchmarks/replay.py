@@ -197,7 +197,7 @@ class Replay:
 
     def _from(self, tree: olsock.ZygoteTree) -> Start:
         def start(function: Function) -> olsock.Function:
-            return tree.fork(function.code, "f:f", function.closure, self.known[function.name])
+            return tree.fork(function.code, "f:f", function.closure, self.known[function.name], measure=False)
 
         return start
 

@@ -21,7 +21,7 @@ from peers import PeerError
 from report import Tick, progress
 
 import olsock
-from olsock import interpreters
+from olsock import bytecode, interpreters
 from olsock.packages.needs import needs
 from olsock.trees.bind import complete
 
@@ -193,6 +193,7 @@ def functions(packages: olsock.PackageStore, folder: Path, count: int, seed: int
         code = folder / f"function-{number}"
         code.mkdir(mode=0o755)
         (code / "f.py").write_text(source(PACKAGES[each] for each in asked))
+        compile_beside(code)
         own = lock.restrict(frozenset().union(*(closures[each] for each in asked)))
         return Function(code.name, asked, str(code), packages.install(own))
 
@@ -214,6 +215,15 @@ def _closures(everything: olsock.Closure) -> Mapping[str, frozenset[str]]:
 def source(modules: Iterator[str] | Sequence[str]) -> str:
     """A handler that imports modules and does next to nothing."""
     return "".join(f"import {each}\n" for each in modules) + "\n\ndef f(event):\n    return event\n"
+
+
+def compile_beside(code: Path) -> None:
+    """Write bytecode beside the code of a function, as the worker does when it deploys one."""
+    directory = os.open(code, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        bytecode.write(directory, bytecode.parse(bytecode.compile_code(code)))
+    finally:
+        os.close(directory)
 
 
 def zipf(count: int) -> list[float]:

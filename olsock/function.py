@@ -247,7 +247,10 @@ class Function(Owned):
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     """The first frame to a handler's runtime: what to import. It waits in the channel until there is a runtime."""
-    meta = json.dumps(config_of(str(spec.handler), spec.env, interpreter)).encode()
+    told = config_of(str(spec.handler), spec.env, interpreter)
+    if not spec.measure:
+        told["measure"] = False
+    meta = json.dumps(told).encode()
     if len(meta) > wire.MAX_META:
         raise SpecError("env", f"{len(spec.env)} variables", f"all of them within {wire.MAX_META} bytes")
     return wire.message(wire.CONFIG, 0, meta)

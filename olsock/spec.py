@@ -169,6 +169,7 @@ class FunctionOptions(_Resources, total=False):
     packages: Iterable[PathLike]
     python: PathLike | None
     timeout: float | None
+    measure: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,6 +271,7 @@ class FunctionSpec(Spec):
     packages: tuple[str, ...] = ()
     python: str | None = None  # None: the interpreter that runs the library
     timeout: float | None = None  # seconds for the import of the handler; None: the library's default
+    measure: bool = True  # have `ready` tell what was imported; a start without takes a fifth of a millisecond less
 
     def __post_init__(self) -> None:
         Spec.__post_init__(self)
@@ -278,6 +280,7 @@ class FunctionSpec(Spec):
             _existing(package, "packages", what="directory")
         _python(self.python)
         _number(self.timeout, "timeout", least=0.001, most=86400.0)
+        _flag(self.measure, "measure")
 
     @classmethod
     def parse(cls, **options: Unpack[FunctionOptions]) -> Self:
@@ -292,6 +295,7 @@ class FunctionSpec(Spec):
         values["packages"] = _directories(given.get("packages", ()), "packages")
         values["python"] = given.get("python") and os.path.abspath(_text(given["python"], "python", "a path"))
         values["timeout"] = given.get("timeout")
+        values["measure"] = given.get("measure", True)
         return cls(**values)
 
 

@@ -162,6 +162,8 @@ def configure(config: dict[str, Any]) -> Callable[..., Any]:
 
 def initialise(config: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Do what `configure` does; return the handler, and what READY tells about the import but its time."""
+    if config.get("measure") is False:  # all is known of it, and to look takes a fork dozens of pages
+        return configure(config), {}
     measure.start(config.get("path") or (), config["code"])
     try:
         function = configure(config)

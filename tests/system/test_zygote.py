@@ -70,6 +70,18 @@ def test_what_is_imported_once_is_shared_and_copied_on_write(code, packages):
                 assert fn.invoke() == [2, [1]]  # pid 2 of its sandbox, below init
 
 
+def test_what_is_imported_is_told_only_if_asked(code, packages):
+    (packages / "mine.py").write_text("x = 1")
+    handler(code, "import mine\ndef f(event): return mine.x")
+    with olsock.Zygote(packages=[packages]) as zygote:
+        with zygote.fork(code) as fn:
+            assert [each.module for each in fn.ready.imports] == ["mine"] and fn.invoke() == 1
+        with zygote.fork(code, measure=False) as fn:
+            assert fn.ready.imports == () and fn.invoke() == 1
+        with pytest.raises(olsock.SpecError, match="measure"):
+            zygote.fork(code, measure="no")
+
+
 def test_imports_that_fail_are_named_with_the_reason(packages):
     (packages / "broken.py").write_text("1/0")
     with pytest.raises(ZygoteError, match=r"broken: ZeroDivisionError.*missing: ModuleNotFoundError"):

@@ -13,11 +13,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import olsock
+from olsock.nursery.choices import Facts
 from olsock_worker import broker_protocol, locks, ol_yaml, responses
 from olsock_worker.broker_protocol import Done, OomKills, Start, Started, Stop
 from olsock_worker.locks import Locks
-from olsock_worker.logs import FunctionLog, escape
+from olsock_worker.logs import FunctionLog, WorkerLog, escape
 from olsock_worker.ol_yaml import FunctionError
+from olsock_worker.planner import Planner
 from olsock_worker.settings import FunctionDefaults, Settings, SettingsError, load
 from olsock_worker.stats import FunctionStats, Histogram
 
@@ -369,3 +372,21 @@ def test_any_order_of_messages_keeps_its_bounds() -> None:
             assert broker_protocol.receive_request(ours) == message
         broker_protocol.send(ours, Done(1, 5))
         assert broker_protocol.receive_reply(theirs) == (Done(1, 5), [])
+
+
+# What functions import.
+
+
+def test_a_function_is_measured_until_it_is_known_and_then_now_and_then(tmp_path: Path) -> None:
+    planner = Planner(load(None, {}), tmp_path, WorkerLog("test"))
+    facts = Facts()
+    told: list[olsock.Imported] = [olsock.Imported("a", "a", 1.0, 1.0, 0)]
+    for _ in range(8):
+        assert planner.measures("f")
+        planner.observe("f", "python3.11", frozenset({"a==1"}), facts, (told, ()), {})
+    planner.observe("f", "python3.11", frozenset({"a==1"}), facts, (None, ()), {})  # counted, and nothing learnt of it
+    assert planner.imports("f") == {}
+    assert 0 < sum(planner.measures("f") for _ in range(1000)) < 200
+    assert planner.measures("g")
+    planner.renew("f")
+    assert all(planner.measures("f") for _ in range(100))

@@ -197,7 +197,9 @@ class Broker:
         else:
             instance = self._instances.get(message.instance)
             if instance is not None:
-                told = message.imports, message.used
+                # One that was not asked to measure has told nothing, whatever it says.
+                imports = message.imports if instance.made.function.spec.measure else None
+                told = imports, message.used
                 self._zygotes.learnt(instance.code, instance.made.key, instance.installation, told)
 
     def _begin(self, work: object) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,8 @@ TRACE, TREE = "trace.jsonl", "tree.json"
 _HALF_LIFE = 3600.0  # seconds after which a start counts half
 _FORGOTTEN = 0.05  # starts
 _MAX_HINTS = 200
+_ENOUGH = 8  # measured starts of a version, after which only one in _SAMPLE is
+_SAMPLE = 16
 _FIT_TIMEOUT = 120.0
 _FIT = "from olsock.cli import main; main()"
 
@@ -50,6 +54,7 @@ class Planner:
         self._log = log
         self._learner = Learner()
         self._known: dict[str, dict[str, float] | None] = {}
+        self._measured: Counter[str] = Counter()  # starts of the current version that told what they import
         self._hints: dict[str, dict[str, Node]] = {}  # interpreter -> function -> node
         self._earlier: dict[str, Usage] = {}  # of functions that have not started since we have
         self._plans: dict[str | None, Plan] = {}
@@ -81,12 +86,17 @@ class Planner:
         if imports:
             hints[function] = Node(packages=packages, imports=tuple(imports))
 
+    def renew(self, function: str) -> None:
+        """Measure anew: there is another version, which may import other things."""
+        del self._measured[function]
+
     def forget(self, function: str) -> None:
         """Drop a function that was removed."""
         for hints in self._hints.values():
             hints.pop(function, None)
         self._learner.forget(function)
         self._known.pop(function, None)
+        del self._measured[function]
         self._earlier.pop(function, None)
 
     # -- what they were seen to do ------------------------------------------------------------------------------------
@@ -97,11 +107,13 @@ class Planner:
         runtime: str,
         packages: frozenset[str],
         facts: Facts,
-        told: tuple[Sequence[olsock.Imported], Sequence[str]],
+        told: tuple[Sequence[olsock.Imported] | None, Sequence[str]],
         loaded: Mapping[str, Import],
     ) -> None:
-        """Note a start: what the instance has imported and used, beside what its zygote had loaded."""
+        """Note a start: what the instance has imported and used (None: it was not measured), beside what its zygote had."""
         imports, used = told
+        if imports is not None:
+            self._measured[function] += 1
         self._earlier.pop(function, None)
         self._learner.observe(
             function,
@@ -115,6 +127,10 @@ class Planner:
         )
         if imports or function not in self._known:
             self._known.pop(function, None)
+
+    def measures(self, function: str) -> bool:
+        """Whether a new start has to tell what it imports: the first ones of a function, and then one now and then."""
+        return self._measured[function] < _ENOUGH or not random.randrange(_SAMPLE)
 
     def imports(self, function: str) -> Mapping[str, float] | None:
         """What a function is known to import, in milliseconds for each module; None if nothing is known."""

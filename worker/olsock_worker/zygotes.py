@@ -87,6 +87,7 @@ class Zygotes:
         """Keep what is good for the new version of a function."""
         installation = self._installs.hold(message.installation)
         before = self._functions.pop(message.name, None)
+        self._planner.renew(message.name)
         if before is not None:
             self._end(before)
         if installation is None:
@@ -231,9 +232,10 @@ class Zygotes:
             return None
         zygote = live.offshoot.zygote
         try:
-            function = zygote.attach(code, message.handler, **options)  # at once: see Forest.fork
+            # Its zygote has imported all there is to tell of.
+            work = partial(zygote.fork, code, message.handler, measure=False, **options)
+            function = zygote.attach(code, message.handler, measure=False, **options)  # at once: see Forest.fork
             if function is None:
-                work = partial(zygote.fork, code, message.handler, **options)
                 function = await asyncio.get_running_loop().run_in_executor(snapshot.executor, work)
         except olsock.SpecError:
             snapshot.release(live)
@@ -254,7 +256,12 @@ class Zygotes:
         closure = installation.closure or forest.empty
         try:
             function = await forest.fork(
-                code, message.handler, closure, self._imports(message, installation), **options
+                code,
+                message.handler,
+                closure,
+                self._imports(message, installation),
+                measure=self._planner.measures(message.code.partition("/")[0]),
+                **options,
             )
         except olsock.SpecError:
             raise
@@ -294,9 +301,13 @@ class Zygotes:
     # -- history ------------------------------------------------------------------------------------------------------
 
     def learnt(
-        self, code: str, key: str, installation: Installation, told: tuple[Sequence[olsock.Imported], Sequence[str]]
+        self,
+        code: str,
+        key: str,
+        installation: Installation,
+        told: tuple[Sequence[olsock.Imported] | None, Sequence[str]],
     ) -> None:
-        """Note what a new instance of a function has imported."""
+        """Note a new instance of a function, and what it has imported if it was asked."""
         name = code.partition("/")[0]
         current, forest = self._functions.get(name), self._ready_forest(installation)
         closure = installation.closure
