@@ -90,14 +90,21 @@ class Tried:
         return Samples([getattr(call, name) for call in self.calls])
 
 
-Start = Callable[[Function], olsock.Function]
 Known = Mapping[str, Mapping[str, float]]
 
 
-def call(start: Start, function: Function) -> Call:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How instances are started."""
+
+    start: Callable[[Function], olsock.Function]
+    is_hit: Callable[[Function, str | None], bool]  # whether the node, by its key, has all that a function imports
+
+
+def call(way: Way, function: Function) -> Call:
     """Start an instance, call it, and end it."""
     begun = time.perf_counter()
-    made = start(function)
+    made = way.start(function)
     try:
         made.wait_started(PATIENCE)
         started = time.perf_counter()
@@ -105,17 +112,17 @@ def call(start: Start, function: Function) -> Call:
         ready = time.perf_counter()
         made.invoke({"x": 1})
         done = time.perf_counter()
-        hit = not made.ready.imports
     finally:
         made.close()
     closed = time.perf_counter()
+    hit = way.is_hit(function, made.forked_from)
     return Call(started - begun, ready - started, done - ready, closed - done, inside, hit)
 
 
-def batch(start: Start, calls: Sequence[Function], clients: ThreadPoolExecutor) -> tuple[list[Call], float]:
+def batch(way: Way, calls: Sequence[Function], clients: ThreadPoolExecutor) -> tuple[list[Call], float]:
     """Make calls, each client one after another; return them and the seconds that all took."""
     begun = time.perf_counter()
-    done = list(clients.map(lambda function: call(start, function), calls))
+    done = list(clients.map(lambda function: call(way, function), calls))
     return done, time.perf_counter() - begun
 
 
@@ -172,11 +179,11 @@ class Replay:
             popular = workload.ranking(len(self.load), seed=100 + trial)
             with ExitStack() as stack:
                 trees = self._trees(popular, trial, stack)
-                starts = {str(nodes): self._from(tree) for nodes, tree in trees.items()}
+                ways = {str(nodes): self._from(tree) for nodes, tree in trees.items()}
                 with progress(f"trial {trial + 1} of {self.size.trials}") as tick:
-                    self._rounds(trial, popular, {COLD: cold, **starts}, tick)
+                    self._rounds(trial, popular, {COLD: Way(cold, lambda *_: False), **ways}, tick)
                 calls = workload.invocations(self.load, popular, self.size.alone, seed=2000 + trial)
-                self.tried[str(MAIN)].alone += [self._alone(starts[str(MAIN)], each) for each in calls]
+                self.tried[str(MAIN)].alone += [self._alone(ways[str(MAIN)], each) for each in calls]
                 for nodes, tree in trees.items():
                     self._weigh(self.tried[str(nodes)], tree)
 
@@ -195,15 +202,18 @@ class Replay:
                     raise SystemExit(f"zygotes: a tree of {nodes} nodes was not built in {PATIENCE:g} s")
         return trees
 
-    def _from(self, tree: olsock.ZygoteTree) -> Start:
+    def _from(self, tree: olsock.ZygoteTree) -> Way:
         def start(function: Function) -> olsock.Function:
             return tree.fork(function.code, "f:f", function.closure, self.known[function.name], measure=False)
 
-        return start
+        def is_hit(function: Function, key: str | None) -> bool:
+            return self.known[function.name].keys() <= tree.loaded(key).keys()
 
-    def _rounds(self, trial: int, popular: Sequence[int], starts: Mapping[str, Start], tick: Tick) -> None:
+        return Way(start, is_hit)
+
+    def _rounds(self, trial: int, popular: Sequence[int], ways: Mapping[str, Way], tick: Tick) -> None:
         draw = random.Random(trial)
-        names = list(starts)
+        names = list(ways)
         total = self.size.rounds * len(names)
         done = itertools.count(1)
         for number in range(self.size.rounds):
@@ -212,15 +222,15 @@ class Replay:
             draw.shuffle(names)
             for name in names:
                 own = calls[: self.size.cold_calls] if name == COLD else calls
-                made, seconds = batch(starts[name], own, self.clients)
+                made, seconds = batch(ways[name], own, self.clients)
                 self.tried[name].calls += made
                 self.tried[name].rates.append(len(own) / seconds)
                 tick(next(done), total)
 
     @staticmethod
-    def _alone(start: Start, function: Function) -> Call:
+    def _alone(way: Way, function: Function) -> Call:
         time.sleep(SETTLE)
-        return call(start, function)
+        return call(way, function)
 
     def _weigh(self, tried: Tried, tree: olsock.ZygoteTree) -> None:
         pids = [node.pid for node in tree.stats().nodes if node.pid]
