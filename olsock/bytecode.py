@@ -11,7 +11,7 @@ import json
 import os
 from pathlib import Path
 
-from olsock.errors import ProtocolError
+from olsock.errors import ProtocolError, SpecError
 from olsock.function import Function
 from olsock.rootfs import TASK
 
@@ -28,8 +28,11 @@ def compile_code(code: str | os.PathLike[str], python: str | os.PathLike[str] | 
     """Compile the sources in a function's directory for an interpreter; return what `parse` takes.
 
     A file that cannot be compiled is left out, and so is what is large. Raises as `Function.invoke` does, for a source that
-    the compiler dies of, too.
+    the compiler dies of, too, and `SpecError` for code with a module of the compiling program's own name.
     """
+    module = _HANDLER.partition(":")[0]
+    if any(name.partition(".")[0] == module for name in os.listdir(code)):  # it would be run in the place of ours
+        raise SpecError("code", os.fspath(code), f"a directory without a module {module}")
     with Function(code, _HANDLER, packages=[_PROGRAM], python=python, memory=MEMORY, pids=PIDS) as function:
         return function.exchange(json.dumps(TASK).encode(), TIMEOUT)
 

@@ -76,6 +76,9 @@ def test_nothing_of_the_function_is_run(code: Path) -> None:
     for name in ("os", "sys", "json", "marshal", "importlib", "warnings", "sitecustomize", "base64", "ast", "codecs"):
         (code / f"{name}.py").write_text("raise SystemExit(9)")
     assert len(bytecode.parse(bytecode.compile_code(code))) == 13
+    (code / "olsock_compile.py").write_text("def f(event): return {}")
+    with pytest.raises(olsock.SpecError, match="olsock_compile"):
+        bytecode.compile_code(code)
 
 
 def test_what_is_there_stays(code: Path) -> None:
