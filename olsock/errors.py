@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 
 class OlsockError(Exception):
@@ -39,7 +40,18 @@ class SandboxDeadError(OlsockError):
 
 
 class ZygoteError(OlsockError):
-    """A zygote could not be made, or cannot fork: says why (threads, a failed import, its death)."""
+    """A zygote could not be made, or cannot fork: says why, and `kind` of which kind that is.
+
+    imports: modules could not be imported; unforkable: they were, and left threads or shared memory behind; crash, killed and
+    slow: the interpreter ended by itself, was killed, or did not come to an end meanwhile; room: as many zygotes as were
+    planned for are there; gone: it cannot fork any more, or did not.
+    """
+
+    Kind = Literal["imports", "unforkable", "crash", "killed", "slow", "room", "gone"]
+
+    def __init__(self, message: str, kind: Kind = "gone") -> None:
+        self.kind = kind
+        super().__init__(message)
 
 
 class PlanError(OlsockError, ValueError):

@@ -78,7 +78,8 @@ class Room:
                     return offset, Room(self.base + offset, CELL, descendants)
         raise ZygoteError(
             f"no room for a zygote with {descendants} below it: {self.cells} were planned for (descendants=), "
-            f"{len(self._used)} are taken"
+            f"{len(self._used)} are taken",
+            "room",
         )
 
     def give(self, room: Room) -> None:

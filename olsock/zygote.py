@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import time
 import weakref
@@ -258,12 +259,12 @@ class Zygote(Owned):
         self.bad = {str(name): str(why) for name, why in report.get("bad", {}).items()}
         if not report.get("ok"):
             left = "shared memory behind" if report.get("threads") == 1 else f"{report.get('threads')} threads running"
-            raise ZygoteError(f"imports left {left}: {_reasons(self.bad)}")
+            raise ZygoteError(f"imports left {left}: {_reasons(self.bad)}", "unforkable")
         failed = str(report["failed"]) if report.get("failed") else ""
         if failed:
-            raise ZygoteError(f"the function's module could not be imported: {failed}")
+            raise ZygoteError(f"the function's module could not be imported: {failed}", "imports")
         if self.bad and not spec.skip_bad:
-            raise ZygoteError(f"imports failed: {_reasons(self.bad)}")
+            raise ZygoteError(f"imports failed: {_reasons(self.bad)}", "imports")
 
     def _receive_report(self) -> dict[str, Any]:
         """Wait for the zygote's report while emptying its log, on which it could block otherwise."""
@@ -276,7 +277,7 @@ class Zygote(Owned):
         while True:
             ready = [fd for fd, _ in poll.poll(clock.milliseconds())]
             if not ready:
-                raise ZygoteError(f"imports took longer than {self.spec.timeout} s")
+                raise ZygoteError(f"imports took longer than {self.spec.timeout} s", "slow")
             if self._log in ready and not output.read():
                 poll.unregister(self._log)
             if self._control.fileno() in ready:
@@ -286,16 +287,19 @@ class Zygote(Owned):
                     data = b""
                 if not data:
                     output.read()
-                    raise ZygoteError(f"the interpreter ended during imports: {self._epitaph(output)}")
+                    raise self._epitaph(output)
                 return _parse_report(data)
 
-    def _epitaph(self, output: Tail) -> str:
-        last = str(output).strip().splitlines()[-3:]
+    def _epitaph(self, output: Tail) -> ZygoteError:
+        """What to raise for an interpreter that ended before it was a zygote."""
+        what = "the interpreter ended during imports"
         if self._domain.leaf.oom_kills():
-            return "out of memory"
+            return ZygoteError(f"{what}: out of memory", "crash")
         status = self._status()
         how = "it is gone" if status is None else describe_status(status)
-        return " | ".join([how, *last])
+        killed = status is not None and os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        last = str(output).strip().splitlines()[-3:]
+        return ZygoteError(f"{what}: {' | '.join([how, *last])}", "killed" if killed else "crash")
 
     def _status(self) -> int | None:
         """The wait status of the zygote itself, once it has ended."""
@@ -497,6 +501,16 @@ class Zygote(Owned):
         return 0 if self._blanks is None else len(self._blanks)
 
     @property
+    def handlers(self) -> int:
+        """How many functions forked from it there are."""
+        return len(self._functions)
+
+    @property
+    def children(self) -> int:
+        """How many zygotes forked from it there are."""
+        return len(self._children)
+
+    @property
     def alive(self) -> bool:
         """Whether it can still fork."""
         return not self._closed and self.pidfd >= 0 and not process.wait_readable(self.pidfd, 0)
@@ -509,9 +523,13 @@ class Zygote(Owned):
         """What of the memory of the zygote itself is its own, and what it shares."""
         return memory.measure(self._domain.leaf.pids())
 
+    def kill(self) -> None:
+        """Kill it and all that was forked from it, whatever they are doing; what they had is removed by `close`."""
+        self._domain.group.kill()
+
     def _end(self) -> None:
         # At once, as it ends all the same: nothing below then waits for an answer of somebody who was stopped.
-        self._domain.group.kill()
+        self.kill()
         for child in list(self._children):
             child.close()
         for made in list(self._functions):

@@ -131,7 +131,7 @@ def _make(job: Job, imports: list[str], closure: Closure | None, settings: Setti
     try:
         return job.above.zygote.child(imports, **common)
     except ZygoteError as error:
-        if not job.cells or not str(error).startswith("no room"):
+        if not job.cells or error.kind != "room":
             raise
     # Room is given in one piece, and the free pieces are too small.
     return job.above.zygote.child(imports, **common | {"descendants": 0})

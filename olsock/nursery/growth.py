@@ -306,13 +306,11 @@ class Growth(Owned):
                 return
             for live in roots:
                 with contextlib.suppress(OlsockError, OSError):
-                    live.zygote._domain.group.kill()
+                    live.zygote.kill()
 
 
 def _is_final(problem: Exception, slot: Slot) -> bool:
     """Whether trying again is of no use: imports that leave threads behind, or did not end well, or at all, twice."""
-    text = str(problem)
-    if text.startswith("imports left"):
-        return True
-    crashed = ("during imports" in text and "signal 9" not in text) or text.startswith("imports took longer")
-    return isinstance(problem, ZygoteError) and crashed and slot.failures >= 2
+    if not isinstance(problem, ZygoteError):
+        return False
+    return problem.kind == "unforkable" or (problem.kind in ("crash", "slow") and slot.failures >= 2)

@@ -61,9 +61,8 @@ class Live:
     @property
     def in_use(self) -> bool:
         """Whether closing it would end something."""
-        zygote = self.zygote
-        # Both are weak: what nobody refers to any more has ended by itself.
-        return bool(self.users or self.children or len(zygote._functions) or len(zygote._children))
+        # The zygote's own counts leave out what nobody refers to any more: that has ended by itself.
+        return bool(self.users or self.children or self.zygote.handlers or self.zygote.children)
 
 
 @dataclass(slots=True, eq=False)
@@ -172,7 +171,7 @@ def describe(slot: Slot, leaf: bool) -> NodeStats:
         "; ".join(filter(None, (slot.reason, left_out))),
         slot.planned,
         live.zygote.pid if live else None,
-        len(live.zygote._functions) if live else 0,
+        live.zygote.handlers if live else 0,
         slot.hits,
         slot.misses,
         round(slot.saved_ms, 3),

@@ -418,7 +418,7 @@ def test_every_public_method_that_waits_is_there() -> None:
     instant = {
         "Sandbox": {"pid", "alive"},
         "Process": {"poll", "terminate"},
-        "Zygote": {"alive", "attach", "blanks", "waiting"},
+        "Zygote": {"alive", "attach", "blanks", "children", "handlers", "kill", "waiting"},
         "Function": {"pid", "alive", "output", "errors", "cut", "kill", "oom_kills", "forked", "forked_from", "ready"},
         "PackageStore": set(),
         "PythonPool": {"alive", "call"},

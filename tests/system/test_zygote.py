@@ -414,3 +414,45 @@ def test_the_zygote_itself_is_limited():
     with olsock.Zygote(memory="100M", pids=5, spare=0) as zygote:
         assert zygote.stats().pids == 1
         assert 0 < zygote.stats().memory_bytes < 100 * MIB
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("1/0", "imports"),
+        ("import threading, time\nthreading.Thread(target=time.sleep, args=(99,), daemon=True).start()", "unforkable"),
+        ("import mmap\nm = mmap.mmap(-1, 4096)", "unforkable"),
+        ("import os\nos.abort()", "crash"),
+        ("x = bytearray(10 ** 9)", "crash"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed"),
+        ("import time\ntime.sleep(99)", "slow"),
+    ],
+)
+def test_an_error_says_of_which_kind_it_is(packages, source, kind):
+    (packages / "bad.py").write_text(source)
+    with pytest.raises(ZygoteError) as caught:
+        olsock.Zygote(["bad"], packages=[packages], memory="128M", timeout=3.0)
+    assert caught.value.kind == kind
+
+
+def test_errors_of_a_zygote_that_was_made(zygote, code):
+    with pytest.raises(ZygoteError) as caught:
+        zygote.child()
+    assert caught.value.kind == "room"
+    os.kill(zygote.pid, signal.SIGKILL)
+    assert eventually(lambda: not zygote.alive)
+    with pytest.raises(ZygoteError) as caught:
+        zygote.fork(code)
+    assert caught.value.kind == "gone"
+
+
+def test_kill_ends_a_zygote_and_what_was_forked_from_it(zygote, code):
+    with zygote.fork(code) as fn:
+        assert (zygote.handlers, zygote.children) == (1, 0)
+        assert fn.alive
+        zygote.kill()
+        assert eventually(lambda: not fn.alive and not zygote.alive)
+    assert zygote.handlers == 0
