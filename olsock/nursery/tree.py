@@ -154,7 +154,7 @@ class ZygoteTree(Growth):
             return None
         slot, live, choice = found
         try:
-            made = live.zygote.attach(code, handler, **options)
+            made = live.zygote.attach(code, handler, **options) if live.zygote.waiting else None
         except ZygoteError:  # it is being closed
             made = None
         except BaseException:

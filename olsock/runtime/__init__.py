@@ -6,6 +6,7 @@ shortcut  imports the function's own module without most of the import system
 measure   how long imports take, and which preloaded packages a function uses
 hooks     runs what a function wants done before and after it is forked from a snapshot
 zygote    imports packages, then forks handlers
+atfork    spares children what is done for threads that are not there
 reseed    gives a forked child randomness of its own
 lib/      modules that functions may import: olsock_runtime, and AWS's name for it
 exec/     the handler that runs snippets

@@ -21,11 +21,12 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING or __package__:
-    from olsock.runtime import _fork, handler, hooks, measure, rehearse, reseed, wire
+    from olsock.runtime import _fork, atfork, handler, hooks, measure, rehearse, reseed, wire
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
     try:
         import _fork
+        import atfork
         import handler
         import hooks
         import rehearse
@@ -34,6 +35,7 @@ else:
         del sys.path[0]
     for _name in (
         "_fork",
+        "atfork",
         "handler",
         "hooks",
         "rehearse",
@@ -119,6 +121,7 @@ def prepare(order: dict[str, Any]) -> tuple[dict[str, Any], handler.Server]:
         rehearse.in_zygote(handler, path, TASK)
     forget_directories()
     server = handler.settle()  # here once, instead of in every child
+    atfork.spare()
     gc.collect()
     gc.freeze()  # children never walk these objects, so their pages stay shared
     flush()  # what is in a buffer now would be written by every child
@@ -215,6 +218,7 @@ def loop(control: _socket.socket) -> int:
 def begin(kind: int) -> tuple[int, handler.Server]:
     """Be a zygote: take the orders, import, and fork. Returns in its children, with their kind and what answers in them."""
     control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, CONTROL)
+    atfork.restore()
     if kind == ZYGOTE:
         reseed.restore()  # zygotes of one parent would draw the same keys: they have the same pid, too
         control.send(HELLO)
@@ -249,6 +253,7 @@ def main() -> NoReturn:
         while kind in (EXECUTED, ZYGOTE):
             kind, server = begin(kind)
         gc.enable()
+        atfork.restore()
         reseed.restore()
         server.open(CONTROL)
         if hooks.MODULES[0] in sys.modules or hooks.MODULES[1] in sys.modules:

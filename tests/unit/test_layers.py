@@ -191,7 +191,7 @@ def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in KNOWN if name.startswith("olsock.runtime")))
 def test_the_runtime_is_the_standard_library_and_itself(name: str) -> None:
-    own = {"olsock.runtime", "wire", "handler", "measure", "shortcut", "hooks", "rehearse", "reseed", "_fork"}
+    own = {"olsock.runtime", "wire", "handler", "measure", "shortcut", "hooks", "rehearse", "reseed", "_fork", "atfork"}
     own.add("olsock_runtime")
     for each in imports(KNOWN[name].read_text()):
         top = each.split(".")[0]

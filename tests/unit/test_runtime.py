@@ -1002,11 +1002,50 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
             "f",
             *(
                 f"_olsock_{name}"
-                for name in ("main", "wire", "handler", "hooks", "measure", "rehearse", "reseed", "shortcut", "fork")
+                for name in (
+                    "main",
+                    "wire",
+                    "atfork",
+                    "handler",
+                    "hooks",
+                    "measure",
+                    "rehearse",
+                    "reseed",
+                    "shortcut",
+                    "fork",
+                )
             ),
         }
         assert loaded - set(bare.stdout.split()) == own
         assert not loaded & {"asyncio", "threading", "socket", "logging", "traceback", "inspect", "typing"}
+    finally:
+        made.close()
+
+
+# A fork that `threading` has seen has another lock; the handler tells of itself, and of a fork of its own.
+TOLD = """
+import os, threading
+import spy
+def seen():
+    return threading._active_limbo_lock is not spy.LOCK
+def f(event):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        threading.Thread(target=lambda: os.write(writer, b"1" if seen() else b"0")).start()
+        threading.enumerate()[-1].join()
+        os._exit(0)
+    return [seen(), os.read(reader, 1) == b"1", threading.main_thread() is threading.current_thread()]
+"""
+
+
+@pytest.mark.parametrize(
+    ("ended", "seen"), [("", False), ("KEPT = threading.Thread(target=int)\nKEPT.start()\nKEPT.join()", True)]
+)
+def test_children_are_spared_what_is_for_other_threads(tmp_path: Path, python: str, ended: str, seen: bool) -> None:
+    made = Zygote(tmp_path, python)
+    try:
+        made.prepare(["spy"], spy=f"import threading\n{ended}\nLOCK = threading._active_limbo_lock")
+        assert ask(made.fork(TOLD)) == [seen, True, True]
     finally:
         made.close()
 
