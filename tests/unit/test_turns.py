@@ -122,8 +122,10 @@ def test_no_turn_is_lost_between_tasks() -> None:
         except (TimeoutError, asyncio.CancelledError):
             turns.give_up(turn)
             return False
-        await asyncio.sleep(0.0005 * (number % 2))
-        turns.give_back()
+        try:
+            await asyncio.sleep(0.0005 * (number % 2))  # where it may be cancelled, too
+        finally:
+            turns.give_back()
         return True
 
     async def main() -> None:
