@@ -55,6 +55,7 @@ from olsock_worker.settings import Settings
 from olsock_worker.zygotes import Zygotes
 
 _THREADS = 16
+_COMPILERS = 2  # sandboxes that compile at one time; an honest front asks for one
 _MEASURED = 2000  # instances at most that one answer tells the memory of
 _SLACK = 64  # instances that are being removed while their successors start
 _LATE = 5.0  # seconds that a draining front gets beyond its grace
@@ -95,7 +96,7 @@ class Broker:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="broker")
         self._numbers = itertools.count(1)
         self._instances: dict[int, _Instance] = {}
-        self._pending = 0
+        self._pending = self._compiling = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = self._forced = False
         self._front_ended = asyncio.Event()
@@ -337,6 +338,11 @@ class Broker:
         if installation is None:
             self._send(Failed(message.id, "refused", f"there is no installation {message.installation}"))
             return
+        if self._compiling >= _COMPILERS:
+            self._installs.release(installation)
+            self._send(Failed(message.id, "busy", "too much is being compiled"))
+            return
+        self._compiling += 1
         try:
             with self._open_code(message.code) as code:
                 work = partial(bytecode.compile_code, code, installation.python)
@@ -346,6 +352,7 @@ class Broker:
         else:
             self._send_file(Compiled(message.id), answer)
         finally:
+            self._compiling -= 1
             self._installs.release(installation)
 
     def _send_file(self, message: ToFront, content: bytes) -> None:
