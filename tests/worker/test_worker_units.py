@@ -207,7 +207,7 @@ def test_function_stats_shape() -> None:
     stats = FunctionStats()
     stats.statuses[200] += 2
     assert set(stats.summary()) == {
-        *("requests", "cold", "statuses", "memory_bytes", "total", "queue", "start", "run", "keep_alive")
+        *("requests", "cold", "starts", "statuses", "memory_bytes", "total", "queue", "start", "run", "keep_alive")
     }
     assert stats.summary()["statuses"] == {"200": 2}
 

@@ -128,6 +128,7 @@ class Fleet:
                 starting.asked,
             )
             self.instances.add(instance)
+            starting.function.stats.starts[_origin(reply.zygote)] += 1
             instance.ahead = starting.ahead
             if instance.events >= 0:
                 self._oom.register(instance.events, select.EPOLLPRI)
@@ -319,3 +320,10 @@ class Fleet:
         return sum(each.call is not None for each in self.instances) + sum(
             len(function.queue) for function in self.functions.values()
         )
+
+
+def _origin(zygote: str) -> str:
+    """Say what an instance began from, by the key of its zygote."""
+    if not zygote:
+        return "cold"
+    return "snapshot" if zygote.startswith("function:") else "node"

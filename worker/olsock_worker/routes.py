@@ -1,4 +1,4 @@
-"""Which request goes where: `/run/<name>` to a function, `/status` and `/stats` answered here."""
+"""Which request goes where: `/run/<name>` to a function, `/status`, `/stats` and `/metrics` answered here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import psutil
 from olsock_worker import responses
 from olsock_worker.broker_protocol import SHOWN
 from olsock_worker.functions import Function
+from olsock_worker.metrics import CONTENT_TYPE, Metrics
 from olsock_worker.ol_yaml import METHODS
 from olsock_worker.responses import JSON, Error
 
@@ -44,7 +45,7 @@ _KNOWN = frozenset(METHODS)
 
 
 class Routes:
-    """The path table, and what the two pages of its own show."""
+    """The path table, and what the pages of its own show."""
 
     def __init__(self, fleet: Fleet, deployer: Deployer, locks: Locks, measures: Measures, log: WorkerLog) -> None:
         self.edge: Edge
@@ -57,6 +58,7 @@ class Routes:
         self._log = log
         self._begun = monotonic()
         self._refused: dict[str, int] = {}
+        self._metrics = Metrics(fleet, fleet.settings.metrics_functions)
 
     def handle(self, call: Call) -> None:
         """Answer a request, or give it to who will. Never raises."""
@@ -70,8 +72,10 @@ class Routes:
                 self._status_page(call, query)
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
+            elif path == b"/metrics":
+                self._text(call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes))
             else:
-                self._error(call, 404, "not_found", "there is /run/<function>, /status and /stats")
+                self._error(call, 404, "not_found", "there is /run/<function>, /status, /stats and /metrics")
         except Exception as error:  # a bug of ours must end one request, not the worker
             self._log("error", "internal", request=call.id, error=repr(error))
             self._error(call, 500, "internal", "internal error")
@@ -120,10 +124,13 @@ class Routes:
         asyncio.get_running_loop().run_in_executor(None, self._locks.read, deployment.path).add_done_callback(answer)
 
     def _page(self, call: Call, make: Callable[[], object], status: int) -> None:
+        self._text(call, JSON, lambda: msgspec.json.encode(make()) + b"\n", status)
+
+    def _text(self, call: Call, content_type: bytes, make: Callable[[], bytes], status: int = 200) -> None:
         if call.method not in _READ:
             self._error(call, 405, "method_not_allowed", "read only", (("allow", ", ".join(_READ)),))
             return
-        call.reply(status, JSON, msgspec.json.encode(make()) + b"\n")
+        call.reply(status, content_type, make())
 
     def _error(
         self, call: Call, status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...] = ()

@@ -91,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_bytes: Size = "4M"
     log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
     access_log: bool = False
+    metrics_functions: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100  # with rows of their own in /metrics
     http: Http = Http()
     function: FunctionDefaults = FunctionDefaults()
 

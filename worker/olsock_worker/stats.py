@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from olsock_worker.policy.keepalive import Window
 
@@ -45,6 +46,20 @@ class Histogram:
             if count and seen >= rank:
                 return min(_middle(index) / 1e6, self.largest)
         return 0.0
+
+    def below(self, limit: int) -> int:
+        """Return how many records are shorter than `limit` microseconds, which is a power of two, 16 at least."""
+        if limit & (limit - 1) or limit < 1 << _SUB:
+            raise ValueError(f"{limit}: not a power of two, or below {1 << _SUB}")
+        shift = limit.bit_length() - _SUB - 1
+        return sum(self._counts[: min(_BUCKETS, (shift << _SUB) + (1 << _SUB))])
+
+    def join(self, other: Histogram) -> None:
+        """Add what another has recorded."""
+        self._counts = [own + more for own, more in zip(self._counts, other._counts, strict=True)]
+        self.count += other.count
+        self.total += other.total
+        self.largest = max(self.largest, other.largest)
 
     @property
     def mean(self) -> float:
@@ -107,12 +122,13 @@ class KeepStats:
 class FunctionStats:
     """What is counted for one function."""
 
-    __slots__ = ("cold", "keep", "memory", "queue", "requests", "run", "start", "statuses", "total")
+    __slots__ = ("cold", "keep", "memory", "queue", "requests", "run", "start", "starts", "statuses", "total")
 
     def __init__(self) -> None:
         self.requests = 0
         self.cold = 0  # requests that waited for a sandbox made for them
         self.statuses: Counter[int] = Counter()
+        self.starts: Counter[str] = Counter()  # new instances by what they began from: cold, node or snapshot
         self.total = Histogram()  # request complete to reply written
         self.queue = Histogram()  # waiting for an instance, whether one was being made or busy
         self.start = Histogram()  # asking for a sandbox to its handler being imported
@@ -120,11 +136,26 @@ class FunctionStats:
         self.keep = KeepStats()
         self.memory = 0  # bytes charged to the instance that was measured last
 
+    @classmethod
+    def together(cls, others: Iterable[FunctionStats]) -> FunctionStats:
+        """Return the sum of what is counted for several functions, but for how they are kept."""
+        found = cls()
+        for other in others:
+            found.requests += other.requests
+            found.cold += other.cold
+            found.statuses += other.statuses
+            found.starts += other.starts
+            found.memory = max(found.memory, other.memory)
+            for name in ("total", "queue", "start", "run"):
+                getattr(found, name).join(getattr(other, name))
+        return found
+
     def summary(self) -> dict[str, object]:
         """Return what `/stats` shows."""
         return {
             "requests": self.requests,
             "cold": self.cold,
+            "starts": dict(sorted(self.starts.items())),
             "memory_bytes": self.memory,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "total": self.total.summary(),
