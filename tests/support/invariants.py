@@ -136,12 +136,13 @@ def _fds() -> Iterator[str]:
 
 def _networks() -> Iterator[str]:
     """Network namespaces that we or processes below us are in, and interfaces of ours in the host's."""
-    yield from {_namespace(pid) for pid in (os.getpid(), *(process.pid for process in _family()))}
+    yield from {_namespace(pid) for pid in (os.getpid(), *(process.pid for process in _family()))} - {""}
     yield from (name for name in os.listdir("/sys/class/net") if name.startswith("ols"))
 
 
 def _namespace(pid: int) -> str:
+    """The network namespace of a process; "" if it has ended since it was listed."""
     try:
         return os.readlink(f"/proc/{pid}/ns/net")
-    except OSError:  # it has ended
-        return "none"
+    except OSError:
+        return ""
