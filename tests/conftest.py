@@ -7,6 +7,7 @@ cgroup mode, so that it runs under a pure version 2 kernel too. A test with none
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 
@@ -17,6 +18,17 @@ from support.require import require
 
 KINDS = ("unit", "system", "attack", "fault")
 PRIVILEGED = frozenset(KINDS) - {"unit"}
+
+
+def pytest_configure() -> None:
+    """Have the signals that end a program end those that tests start, also where the suite itself was told to ignore them.
+
+    A shell has what it starts in the background ignore SIGINT, nohup SIGHUP, and both are inherited.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
