@@ -15,7 +15,7 @@ from olsock.errors import ProtocolError, SpecError
 from olsock.function import Function
 from olsock.rootfs import TASK
 
-TIMEOUT = 20.0  # seconds
+TIMEOUT = 10.0  # seconds; a worker that is told to end waits for it
 MEMORY, PIDS = "512M", 4
 MAX_FILES, MAX_LEVELS = 2000, 32
 
