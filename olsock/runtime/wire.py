@@ -24,11 +24,17 @@ REPLY = 5  # from the sandbox: the result; metadata + the first part of the body
 ERROR = 6  # from the sandbox: the invocation (request id 0: the import) failed; metadata says how
 STARTED = 8  # from the sandbox, first: its runtime runs, isolated; no payload
 FAULT = 7  # from the sandbox: its set-up failed; the payload is a struct ols_err
+WS_ACCEPT = 9  # from the sandbox: it takes the WebSocket that a REQUEST asked for (metadata only)
+WS_MESSAGE = 10  # either way: a message of a WebSocket; metadata says whether it is text
+WS_CLOSE = 11  # either way: the end of a WebSocket, with code and reason (metadata only)
+DISCONNECT = 12  # to the sandbox: the client of the running request has gone; no payload
 
 MORE = 1  # flag: a BODY frame of the same request follows
 
-FROM_BOX = frozenset((BODY, STARTED, READY, REPLY, ERROR, FAULT))  # kinds that a sandbox may send
-FROM_HOST = frozenset((CONFIG, REQUEST, BODY))  # kinds that the host may send
+# kinds that a sandbox may send
+FROM_BOX = frozenset((BODY, STARTED, READY, REPLY, ERROR, FAULT, WS_ACCEPT, WS_MESSAGE, WS_CLOSE))
+# kinds that the host may send
+FROM_HOST = frozenset((CONFIG, REQUEST, BODY, WS_MESSAGE, WS_CLOSE, DISCONNECT))
 
 MAX_META = 64 * 1024
 MAX_PAYLOAD = 1024 * 1024  # a sender splits longer bodies
@@ -80,13 +86,15 @@ class Parser:
     Beyond what `header` refuses it holds the peer to the sequence rule: a frame that says MORE is
     followed by a BODY frame of the same request and by nothing else, and no BODY frame comes unannounced.
     `limit` bounds the payloads of one message (a frame and its BODY frames) together; what is kept
-    between calls never exceeds one frame and one chunk. After a WireError the stream has no meaning any
-    more: throw the parser away.
+    between calls never exceeds one frame and one chunk. With `failing`, an ERROR frame of the same request
+    may stand where the next BODY frame is due: what sent the parts has failed. After a WireError the stream
+    has no meaning any more: throw the parser away.
     """
 
-    __slots__ = ("_buffer", "_known", "_left", "_limit", "_need", "_open")
+    __slots__ = ("_buffer", "_failing", "_known", "_left", "_limit", "_need", "_open")
 
-    def __init__(self, known: frozenset[int], limit: int) -> None:
+    def __init__(self, known: frozenset[int], limit: int, failing: bool = False) -> None:
+        self._failing = failing
         self._known = known
         self._limit = limit
         self._left = limit  # payload bytes that the open message may still bring
@@ -131,6 +139,9 @@ class Parser:
         return frames
 
     def _sequence(self, kind: int, flags: int, length: int, request: int) -> None:
+        if kind == ERROR and self._failing and not flags and request == self._open:
+            self._open = None
+            return
         if (kind == BODY) != (self._open is not None):
             raise WireError("unannounced BODY frame" if kind == BODY else f"kind {kind} instead of BODY")
         if kind != BODY:
