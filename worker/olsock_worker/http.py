@@ -8,6 +8,8 @@ are answered one after the other. End of file from the client counts as its goin
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -15,13 +17,21 @@ import httptools
 
 from olsock_worker import responses
 from olsock_worker.calls import Call
+from olsock_worker.handshakes import wishes
 from olsock_worker.responses import JSON, Error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from olsock_worker.edge import Edge
+    from olsock_worker.heads import Head
+    from olsock_worker.streams import Stream
+    from olsock_worker.websocket import WebSocket
 
 _NEVER = float("inf")
 _LINGER = 2.0  # seconds to read on after a refusal, lest the client's unread bytes reset the reply away
+_EARLY = 65_536  # bytes
+_RESET = struct.pack("ii", 1, 0)
 _IDLE, _HEAD, _BODY = range(3)  # what the parser is inside of
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
 _BAD = (400, "bad_request")
@@ -42,12 +52,13 @@ class Connection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_active", "_chunks", "_continue", "_edge", "_head_bytes", "_headers", "_held", "_last", "_parser", "_paused",
-        "_pumping", "_queue", "_raw", "_refused", "_size", "_state", "_target", "_transport", "_writing", "deadline",
+        "_active", "_chunks", "_continue", "_early", "_head_bytes", "_headers", "_held", "_last", "_parser",
+        "_paused", "_pumping", "_queue", "_raw", "_refused", "_repeats", "_size", "_state", "_stream", "_target",
+        "_transport", "_upgrade", "_writing", "deadline", "edge",
     )  # fmt: skip
 
     def __init__(self, edge: Edge) -> None:
-        self._edge = edge
+        self.edge = edge
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
         self._state = _IDLE
@@ -57,12 +68,16 @@ class Connection(asyncio.Protocol):
         self._refused = False
         self._pumping = self._paused = self._writing = self._continue = False
         self._held = 0  # body bytes counted against the edge's budget
+        self._stream: Stream | None = None  # the reply that is being written
+        self._upgrade = False  # the latest request wishes for another protocol
+        self._early: bytearray | None = None  # what came after the handshake of a WebSocket
         self._begin()
         self.deadline = _NEVER
 
     def _begin(self) -> None:
         self._target = b""
         self._headers: dict[str, str] = {}
+        self._repeats: Sequence[tuple[int, str, str]] = ()
         self._head_bytes = self._raw = self._size = 0
         self._chunks: list[bytes] = []
 
@@ -71,13 +86,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept, unless there are too many already."""
         self._transport = cast(asyncio.Transport, transport)
-        self.deadline = self._edge.now() + self._edge.http.header_timeout
-        if not self._edge.add(self):
+        self.deadline = self.edge.now() + self.edge.http.header_timeout
+        if not self.edge.add(self):
             self._refuse(503, "overloaded", "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what waits for this client."""
-        self._edge.remove(self)
+        self.edge.remove(self)
         self._release()
         active, self._active = self._active, None
         self._queue.clear()
@@ -91,29 +106,40 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Note that the client does not read; it has `write_timeout` to do so."""
         self._writing = True
-        self.deadline = self._edge.now() + self._edge.http.write_timeout
+        self.deadline = self.edge.now() + self.edge.http.write_timeout
+        if self._stream is not None:
+            self._stream.hold()
 
     def resume_writing(self) -> None:
-        """Go on with the next request, if there is one."""
+        """Go on with the reply in the making, or with the next request, if there is one."""
         self._writing = False
         self._await()
+        if self._stream is not None:
+            self._stream.resume()
         self._pump()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self._refused or self._last:
+            if self._early is not None:
+                self._keep(data)
             return
         before = self._state
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._last = True  # the request itself is served as if it had not asked; what follows is not HTTP
+        except httptools.HttpParserUpgrade as upgrade:
+            # Who does not speak the other protocol serves the request as if it had not asked; what follows is not HTTP.
+            self._last = True
+            call = self._queue[-1] if self._queue else self._active
+            if isinstance(call, Call) and wishes(call):
+                self._early = bytearray()
+                self._keep(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(*_BAD, f"malformed HTTP: {error}")
             return
         if before == _HEAD and self._state == _HEAD:  # a header without end never reaches on_header
             self._raw += len(data)
-            if self._raw > self._edge.http.header_bytes:
+            if self._raw > self.edge.http.header_bytes:
                 self._refuse(431, "headers_too_large", "request line and headers too large")
 
     # -- httptools ----------------------------------------------------------------------------------------------------
@@ -123,13 +149,13 @@ class Connection(asyncio.Protocol):
             return
         self._state = _HEAD
         if self._active is None and not self._writing:
-            self.deadline = self._edge.now() + self._edge.http.header_timeout
+            self.deadline = self.edge.now() + self.edge.http.header_timeout
 
     def on_url(self, url: bytes) -> None:
         if self._refused or self._last:
             return
         self._target += url
-        if len(self._target) > self._edge.http.header_bytes:
+        if len(self._target) > self.edge.http.header_bytes:
             self._refuse(414, "uri_too_long", "request target too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -144,11 +170,13 @@ class Connection(asyncio.Protocol):
             if key in _ONCE:
                 self._refuse(*_BAD, f"header {key} given twice")
                 return
-            headers[key] += ", " + value.decode("latin-1")
+            again = value.decode("latin-1")
+            headers[key] += ", " + again
+            self._repeats = (*self._repeats, (len(headers), key, again))
             self._head_bytes += 32  # many short ones are as costly as few long ones
         else:
             headers[key] = value.decode("latin-1")
-        if self._head_bytes > self._edge.http.header_bytes or len(headers) > self._edge.http.header_count:
+        if self._head_bytes > self.edge.http.header_bytes or len(headers) > self.edge.http.header_count:
             self._refuse(431, "headers_too_large", "request line and headers too large")
 
     def on_headers_complete(self) -> None:
@@ -166,18 +194,20 @@ class Connection(asyncio.Protocol):
             # Anything but plain chunked, or chunked from a peer too old to know it, is where two parsers disagree.
             self._refuse(*_BAD, "transfer-encoding not understood")
             return
-        if length is not None and int(length) > self._edge.largest_body:
+        if length is not None and int(length) > self.edge.largest_body:
             self._too_large()
             return
-        if self._parser.should_upgrade() and (coding or length or self._parser.get_method() == b"CONNECT"):
-            # llhttp would take the body for the other protocol's bytes. Without one the wish can just be ignored.
-            self._refuse(*_BAD, "this server does not change protocols")
-            return
+        if self._parser.should_upgrade():
+            self._upgrade = True
+            if coding or length or self._parser.get_method() == b"CONNECT":
+                # llhttp would take the body for the other protocol's bytes. Without one the wish can just be ignored.
+                self._refuse(*_BAD, "this server does not change protocols")
+                return
         self._head_bytes = 0
         if coding is not None or (length is not None and length != "0"):
             self._state = _BODY
             if self._active is None and not self._writing:
-                self.deadline = self._edge.now() + self._edge.http.body_timeout
+                self.deadline = self.edge.now() + self.edge.http.body_timeout
             if "expect" in headers and not self._expect(headers["expect"], version):
                 return
 
@@ -198,9 +228,9 @@ class Connection(asyncio.Protocol):
         self._continue = False
         self._size += len(body)
         self._held += len(body)
-        if self._size > self._edge.largest_body:
+        if self._size > self.edge.largest_body:
             self._too_large()
-        elif not self._edge.hold(len(body)):
+        elif not self.edge.hold(len(body)):
             self._held -= len(body)
             self._refuse(503, "overloaded", "too many request bodies held")
         else:
@@ -213,17 +243,22 @@ class Connection(asyncio.Protocol):
         body = b"" if not chunks else chunks[0] if len(chunks) == 1 else b"".join(chunks)
         keep = parser.should_keep_alive()
         call = Call(self, parser.get_method().decode("ascii"), self._target, self._headers, body, keep)
-        if not keep:
+        if self._repeats:
+            call.repeats = self._repeats
+        if not keep or self._upgrade:
             self._last = True
+            call.keep_alive = False
+            call.version = parser.get_http_version()
         elif parser.get_http_version() == "1.0":
             call.headers["connection"] = "keep-alive"
+            call.version = "1.0"
         self._begin()
         self._state = _IDLE
         if not self._writing:
             self.deadline = _NEVER
         self._queue.append(call)
         if self._active is not None:
-            if len(self._queue) >= self._edge.http.pipeline:
+            if len(self._queue) >= self.edge.http.pipeline:
                 self._last = True
             self._pause()
         self._pump()
@@ -241,7 +276,7 @@ class Connection(asyncio.Protocol):
                 self._last_words(item)
                 break
             self._active = item
-            self._edge.handle(item)
+            self.edge.handle(item)
         self._pumping = False
         if self._active is None and not self._queue and not self._refused:
             if self._continue:
@@ -253,32 +288,107 @@ class Connection(asyncio.Protocol):
         """Write the reply to the call in hand."""
         if call is not self._active:
             return
-        self._active = None
-        edge = self._edge
         self._release()
-        last = not call.keep_alive or (self._last and not self._queue) or edge.draining
-        if last:
-            extra += b"connection: close\r\n"
-        elif "connection" in call.headers and call.headers["connection"] == "keep-alive":
-            extra += b"connection: keep-alive\r\n"
-        data = responses.head(status, content_type, call.id, len(body), edge.date, extra)
+        last = not call.keep_alive or (self._last and not self._queue) or self.edge.draining
+        if last or "connection" in call.headers:
+            extra += self._persistence(call, last)
+        data = responses.head(status, content_type, call.id, len(body), self.edge.date, extra)
         if call.method != "HEAD" and responses.has_body(status):
             data += body
-        transport = self._transport
-        transport.write(data)
+        self._transport.write(data)
+        self._end(last)
+
+    def answer(self, call: Call, head: Head, body: bytes) -> None:
+        """Write a reply with headers of the function's own to the call in hand."""
+        if call is not self._active:
+            return
+        self._release()
+        last = not call.keep_alive or (self._last and not self._queue) or self.edge.draining
+        lines = head.lines + head.framing(call.method, len(body)) + self._persistence(call, last)
+        data = responses.passed_on(head.status, call.id, self.edge.date, lines)
+        self._transport.write(data if head.bodyless(call.method) else data + body)
+        self._end(last)
+
+    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+        """Write the head of a reply that comes in parts; say whether these are to be chunks. `finish` or `cut` ends it."""
+        framing, chunked, last = head.framing(call.method, None), False, not call.keep_alive
+        if not (framing or head.bodyless(call.method)):
+            if call.version == "1.0":
+                last = True  # it ends with the connection
+            else:
+                framing, chunked = b"transfer-encoding: chunked\r\n", True
+        self._release()
+        call.keep_alive = not (last or (self._last and not self._queue) or self.edge.draining)
+        lines = head.lines + framing + self._persistence(call, not call.keep_alive)
+        self._stream = stream
+        self._transport.write(responses.passed_on(head.status, call.id, self.edge.date, lines))
+        return chunked
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the reply that was begun."""
+        self._transport.write(data)
+
+    def finish(self, call: Call, data: bytes) -> None:
+        """Write the end of the reply that was begun, and go on."""
+        self._stream = None
+        if data:
+            self._transport.write(data)
+        self._end(not call.keep_alive)
+
+    def cut(self, visible: bool) -> None:
+        """End the connection inside of a reply. Unless the cut is `visible` by what is missing it takes a reset to tell."""
+        self._stream = None
+        if visible:
+            self._end(True)
+            return
+        # With the time to linger set to none the kernel resets the connection instead of ending it in an orderly way.
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
+
+    def _persistence(self, call: Call, last: bool) -> bytes:
+        if last:
+            return b"connection: close\r\n"
+        if "connection" in call.headers and call.headers["connection"] == "keep-alive":
+            return b"connection: keep-alive\r\n"
+        return b""
+
+    def _end(self, last: bool) -> None:
+        """Go on after a reply has been written, or close."""
+        self._active = None
         if last:
             self._queue.clear()
             self._last = True
-            self.deadline = min(self.deadline, edge.now() + edge.http.write_timeout)
-            transport.close()
+            self.deadline = min(self.deadline, self.edge.now() + self.edge.http.write_timeout)
+            self._transport.close()
             return
         if not self._writing:
             self._await()
         if self._queue or self._paused or self._continue:
             self._pump()
 
+    def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Return address and port of the client, and those that it has reached."""
+        client, server = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
+        return (str(client[0]), int(client[1])), (str(server[0]), int(server[1]))
+
+    def hand_over(self, protocol: WebSocket) -> tuple[asyncio.Transport, bytes]:
+        """Give the connection to another protocol; return the transport and what has come for it already."""
+        early, self._early, self._active = bytes(self._early or b""), None, None
+        self._release()
+        self._resume()
+        self.edge.replace(self, protocol)
+        self._transport.set_protocol(protocol)
+        return self._transport, early
+
+    def _keep(self, data: bytes) -> None:
+        """Keep what a client sends before its WebSocket is open. An honest one waits, so little room will do."""
+        assert self._early is not None
+        self._early += data
+        if len(self._early) > _EARLY:
+            self._pause()
+
     def _too_large(self) -> None:
-        self._refuse(413, "body_too_large", f"request body over {self._edge.largest_body} bytes")
+        self._refuse(413, "body_too_large", f"request body over {self.edge.largest_body} bytes")
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         """Answer in its turn with an error, read no more requests, close."""
@@ -287,30 +397,30 @@ class Connection(asyncio.Protocol):
         self._refused = True
         call = Call(self, "", b"", {}, b"", False)
         body = responses.error_body(Error(kind, message), call.id)
-        self._edge.refused(status)
+        self.edge.refused(status)
         extra = b"connection: close\r\n" + (b"retry-after: 1\r\n" if status == 503 else b"")
-        self._queue.append(responses.head(status, JSON, call.id, len(body), self._edge.date, extra) + body)
+        self._queue.append(responses.head(status, JSON, call.id, len(body), self.edge.date, extra) + body)
         self._pump()
 
     def _last_words(self, data: bytes) -> None:
         self._release()
         self._transport.write(data)
-        self.deadline = self._edge.now() + _LINGER
+        self.deadline = self.edge.now() + _LINGER
         self._resume()
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _await(self) -> None:
         """Set the deadline for what the client has to do next."""
-        http = self._edge.http
+        http = self.edge.http
         if self._active is not None or self._queue:
             self.deadline = _NEVER
         else:
-            self.deadline = self._edge.now() + (http.idle_timeout, http.header_timeout, http.body_timeout)[self._state]
+            self.deadline = self.edge.now() + (http.idle_timeout, http.header_timeout, http.body_timeout)[self._state]
 
     def _release(self) -> None:
         if self._held:
-            self._edge.hold(-self._held)
+            self.edge.hold(-self._held)
             self._held = 0
 
     def _pause(self) -> None:
