@@ -74,7 +74,7 @@ def test_metadata_of_a_web_request(worker: WorkerProcess) -> None:
         sock.sendall(
             b"POST /run/wsgi/a%2Fb%20c?x=%31&y HTTP/1.1\r\nHost: me.example:81\r\nX-A: 1\r\nX-B: 2\r\nx-a: 3\r\nCookie: a=b\r\n"
             b"TE: trailers\r\nProxy-Authorization: x\r\nKeep-Alive: 5\r\nConnection: close, X-Gone, Host\r\nX-Gone: 1\r\n"
-            b"X-Forwarded-For: 10.0.0.1\r\nContent-Length: 8\r\n\r\nr.show()"
+            b"X-Forwarded-For: 10.0.0.1\r\nX_Forwarded_For: 6.6.6.6\r\nContent-Length: 8\r\n\r\nr.show()"
         )
         got = b""
         while data := sock.recv(65536):
@@ -344,6 +344,17 @@ def test_a_stream_to_http_1_0_ends_with_the_connection(worker: WorkerProcess) ->
 def test_streams_of_generators(worker: WorkerProcess) -> None:
     reply = run(worker, "r.stream([b'a' * 70000, b'b'])", "stream")
     assert reply.body == b"a" * 70000 + b"b" and "content-length" not in reply.headers
+
+
+@pytest.mark.attack
+def test_a_reply_in_very_small_parts_takes_no_more_memory_than_it_is_long(worker: WorkerProcess) -> None:
+    front = psutil.Process(worker.front)
+    before = front.memory_info().rss
+    text = "r.reply(200, [], b'', flags=MORE)\nhead = HEADER.pack(BODY, MORE, 0, 2, r.number)\n"
+    text += "for _ in range(100): raw((head + b'xx') * 10000)\nr.send(BODY, b'')"
+    reply = run(worker, text)
+    assert reply.status == 200 and len(reply.body) == 2_000_000
+    assert front.memory_info().rss - before < 16 << 20
 
 
 def test_an_empty_stream_and_one_in_a_single_frame(worker: WorkerProcess) -> None:

@@ -113,6 +113,9 @@ def masked(opcode: int, payload: bytes, final: bool = True, length: bytes | None
         (UPGRADE + b"sec-websocket-key: short\r\n", 400),
         (UPGRADE + b"sec-websocket-key: !!!!\r\n", 400),
         (UPGRADE + KEY + KEY, 400),
+        (UPGRADE + KEY + b"sec-websocket-protocol: \xff\r\n", 400),
+        (UPGRADE + b"sec-websocket-key: \xff\r\n", 400),
+        (UPGRADE.replace(b"upgrade\r", b"upgrade, \xff\r") + KEY, 400),
         (UPGRADE.replace(b"upgrade: websocket", b"upgrade: websocket, h2c") + KEY, 400),
     ],
 )
@@ -521,6 +524,40 @@ def test_an_application_that_does_not_read_holds_the_client_back(worker: WorkerP
                 client.recv(20.0)
 
     assert _floods(worker, write) < 12 << 20
+
+
+@pytest.mark.attack
+def test_many_small_messages_to_an_application_that_does_not_read(worker: WorkerProcess) -> None:
+    """They take the front neither time nor memory: others are served meanwhile."""
+    text = "accept()\ntime.sleep(2)\nn = 0\nwhile message()[0] == MESSAGE: n += 1\nstate['n'] = n\n"
+    text += "r.tell(CLOSE, {'code': 1000, 'reason': ''})"
+
+    def write() -> None:
+        with worker.connect() as sock:
+            start = b"GET /run/asgi%b HTTP/1.1\r\nhost: a\r\n" % script(PRELUDE + text).encode()
+            sock.sendall(start + UPGRADE + KEY + b"\r\n")
+            heads(sock)
+            sock.sendall(masked(2, b"") * 60_000)
+            began = time.monotonic()
+            assert worker.call("echo", 1).json == 1
+            assert time.monotonic() - began < 1.0
+            sock.sendall(b"".join(masked(0 if n else 2, b"x", n == 99_999) for n in range(100_000)))
+            sock.sendall(masked(8, b""))
+            while sock.recv(1024):
+                pass
+
+    assert _floods(worker, write) < 20 << 20
+    assert state(worker) == b"{'n': 60001}"
+
+
+def test_an_application_may_be_slower_than_the_idle_time(worker: WorkerProcess) -> None:
+    text = "accept()\ntime.sleep(4)\nfor _ in range(20): message()\nr.tell(CLOSE, {'code': 1000, 'reason': ''})"
+    with opened(worker, text) as client:
+        for _ in range(20):
+            client.send(bytes(1 << 20))
+        with pytest.raises(ConnectionClosed) as caught:
+            client.recv(20.0)
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1000
 
 
 @pytest.mark.attack

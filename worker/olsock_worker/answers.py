@@ -70,20 +70,23 @@ def begin(instance: Instance, call: Call, kind: int, flags: int, payload: bytes,
 class _Whole:
     """A reply that goes out once all of it has come."""
 
-    __slots__ = ("_call", "_head", "_instance", "_parts", "_size")
+    __slots__ = ("_body", "_call", "_head", "_instance")
 
     def __init__(self, instance: Instance, call: Call, head: Head) -> None:
         self._instance, self._call, self._head = instance, call, head
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._body: bytes | bytearray = b""
 
     def frame(self, _kind: int, flags: int, payload: bytes, clean: bool) -> None:
-        self._size += len(payload)
-        if self._size > self._instance.limits.reply:
+        if not self._body:
+            self._body = payload
+        else:  # not a list of parts: they may be very many and very small
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += payload
+        if len(self._body) > self._instance.limits.reply:
             raise WireError(f"a reply longer than {self._instance.limits.reply} bytes")
-        self._parts.append(payload)
         if not flags:
-            body, head, call = b"".join(self._parts), self._head, self._call
+            body, head, call = bytes(self._body), self._head, self._call
             self._instance.end_answer()
             fits = head.fits and (head.length in (None, len(body)) or head.bodyless(call.method))
             send = partial(call.answer, head, body) if fits else None

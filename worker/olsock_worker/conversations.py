@@ -51,12 +51,11 @@ _TEXT, _BINARY = _encode(_Message(True)), _encode(_Message(False))
 class Conversation:
     """The sandbox's side of a WebSocket, which it has just accepted."""
 
-    __slots__ = ("_call", "_instance", "_parts", "_size", "_text", "_told", "_websocket")
+    __slots__ = ("_call", "_instance", "_message", "_text", "_told", "_websocket")
 
     def __init__(self, instance: Instance, call: Call, payload: bytes, flags: int) -> None:
         self._instance, self._call = instance, call
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._message = bytearray()  # what has come of one
         self._text: bool | None = None  # kind of the message that is coming in
         self._told = False  # the sandbox knows that it is over
         self._websocket: WebSocket | None = None
@@ -87,20 +86,18 @@ class Conversation:
             return
         if kind == wire.WS_MESSAGE:
             meta, payload = wire.split(payload)
-            self._text, self._size = _decode_message(meta).text, 0
+            self._text = _decode_message(meta).text
         elif kind != wire.BODY or self._text is None:
             raise WireError(f"frame of kind {kind} on a WebSocket")
-        self._size += len(payload)
-        if self._size > self._instance.limits.websocket_message:
+        self._message += payload
+        if len(self._message) > self._instance.limits.websocket_message:
             raise WireError("a message of a WebSocket that is too long")
-        self._parts.append(payload)
         if not flags:
-            message, text = b"".join(self._parts), self._text
-            self._parts, self._text = [], None
+            message = self._message.decode() if self._text else bytes(self._message)
+            self._message.clear()
+            self._text = None
             if self._websocket is not None:
-                self._websocket.send(message.decode() if text else message)
-            elif text:
-                message.decode()
+                self._websocket.send(message)
 
     def _end(self, code: int, reason: str, clean: bool) -> None:
         instance, websocket = self._instance, self._websocket
@@ -117,7 +114,7 @@ class Conversation:
 
     def failed(self) -> None:
         """Take the function's word for having failed: the client is told by whoever answers the call."""
-        if self._parts:
+        if self._text is not None:
             raise WireError("an error inside of a message")
         self._told = True
         self._instance.resume()

@@ -1,4 +1,4 @@
-"""What a web application is told of a request: its headers as they came, but for what was between client and front."""
+"""What a sandbox is told of a request. Web applications get its headers as they came, but for what the front answers for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 SCHEME = "http"
 _FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
 _NEEDED = frozenset(("host", "content-length"))  # whatever `Connection` says
+
+
+class EventMeta(msgspec.Struct):
+    """Metadata of a REQUEST frame for event handlers."""
+
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    deadline_ms: int  # Unix time
 
 
 class WebMeta(msgspec.Struct, omit_defaults=True):
@@ -76,8 +87,13 @@ def request(call: Call, asgi: bool, config: FunctionConfig) -> bytes:
 def headers(call: Call, address: str) -> list[tuple[str, str]]:
     """Return the headers in their order, those that come twice twice, without hop-by-hop ones, with X-Forwarded-*."""
     given = call.headers
+    # To WSGI an underscore is a hyphen, so that x_forwarded_for would be taken for ours: no header with one is passed on.
     dropped = HOP_BY_HOP | (tokens(given.get("connection", "")) - _NEEDED) | {"expect", *_FORWARDED}
-    found = [(name, value) for name, value in call.fields() if name not in dropped and not name.startswith("proxy-")]
+    found = [
+        (name, value)
+        for name, value in call.fields()
+        if name not in dropped and not name.startswith("proxy-") and "_" not in name
+    ]
     if "transfer-encoding" in given:
         found.append(("content-length", str(len(call.body))))  # it came in chunks, and is whole now
     for name, value in zip(_FORWARDED, (address, SCHEME, given.get("host", "")), strict=True):

@@ -60,7 +60,7 @@ class Handshake:
             asked = next(self._handshake.events())
         except RemoteProtocolError as error:
             raise _refusal(error) from None
-        except LocalProtocolError as error:  # a header that h11 would not write
+        except (LocalProtocolError, UnicodeError) as error:  # what no token of a header is made of
             raise RefusedError(400, "bad_handshake", f"not the handshake of a WebSocket: {error}") from None
         assert isinstance(asked, Request)
         self.subprotocols = list(asked.subprotocols)

@@ -15,7 +15,9 @@ from olsock.runtime import wire
 from olsock.runtime.wire import WireError
 from olsock_worker import answers, forwarding, frames
 from olsock_worker.answers import Limits
+from olsock_worker.forwarding import EventMeta
 from olsock_worker.handshakes import RefusedError
+from olsock_worker.outbox import Outbox
 from olsock_worker.output import Output
 from olsock_worker.responses import JSON
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from olsock_worker.answers import Answer
     from olsock_worker.calls import Call
     from olsock_worker.functions import Function
+    from olsock_worker.handles import Handles
     from olsock_worker.registry import Deployment
 
 NEVER = float("inf")
@@ -47,17 +50,6 @@ class State(enum.Enum):
     DYING = "dying"
 
 
-class RequestMeta(msgspec.Struct):
-    """Metadata of a REQUEST frame."""
-
-    id: str
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    deadline_ms: int  # Unix time
-
-
 class HandlerError(msgspec.Struct, forbid_unknown_fields=True):
     """Metadata of an ERROR frame: what the runtime says went wrong."""
 
@@ -72,29 +64,11 @@ _decode_ready = msgspec.json.Decoder(Ready).decode
 _decode_error = msgspec.json.Decoder(HandlerError).decode
 
 
-class Handles(msgspec.Struct, frozen=True):
-    """Descriptors of one sandbox, as the broker sends them."""
-
-    channel: int
-    freeze: int
-    kill: int
-    log: int
-    pidfd: int
-    events: int = -1  # memory.events, where the host has it
-    memory: int = -1  # how many bytes are charged to it
-
-    @classmethod
-    def of(cls, fds: list[int], events: bool, memory: bool) -> Handles:
-        """Name the descriptors of a `Started` message."""
-        channel, freeze, kill, log, pidfd, *rest = fds
-        return cls(channel, freeze, kill, log, pidfd, rest.pop(0) if events else -1, rest.pop(0) if memory else -1)
-
-
 class Instance:
     """Runs one call at a time and tells its function how each ended."""
 
     __slots__ = (
-        "_handles", "_held", "_limit", "_loop", "_out", "_parser", "ahead", "answer", "asked", "call", "contract",
+        "_handles", "_held", "_limit", "_loop", "_outbox", "_parser", "ahead", "answer", "asked", "call", "contract",
         "deadline", "deployment", "freezing", "function", "id", "idle_since", "limits", "measured", "oom", "output",
         "ready", "started", "state", "worth", "zygote",
     )  # fmt: skip
@@ -124,7 +98,7 @@ class Instance:
         self.contract = function.contract  # what its version is known to speak; "": nothing is known yet
         self.answer: Answer | None = None  # what is coming in, where it takes more than one look
         self._held = False  # its channel is not read: a client does not keep up
-        self._out = memoryview(b"")
+        self._outbox = Outbox(handles.channel, self._drained)
         self._loop = asyncio.get_running_loop()
         self.output = Output(handles.log, function.log)
         os.set_blocking(handles.channel, False)
@@ -149,12 +123,12 @@ class Instance:
         if self.contract != EVENT and not self._asks_plainly(call):
             return
         told = int((_WALL_CLOCK + until) * 1000)
-        meta = _encode(RequestMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
         body = call.body
         if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
-            self._send(wire.message(wire.REQUEST, call.number, meta, body))
+            self._outbox.send(wire.message(wire.REQUEST, call.number, meta, body))
         else:
-            self._send(frames.cut(wire.REQUEST, call.number, meta, body))
+            self._outbox.send(frames.cut(wire.REQUEST, call.number, meta, body))
         self.function.fleet.wake()
 
     def _asks_plainly(self, call: Call) -> bool:
@@ -181,7 +155,7 @@ class Instance:
             return
         if self.ready:
             self.deadline = monotonic() + self._timeout(call)
-        self._send(data)
+        self._outbox.send(data)
 
     def _ask_late(self, call: Call) -> None:
         """Send the call that waited until it was known how to."""
@@ -189,8 +163,8 @@ class Instance:
             self._ask(call)
             return
         told = int((_WALL_CLOCK + self.deadline) * 1000)
-        meta = _encode(RequestMeta(call.id, call.method, call.path, call.query, call.headers, told))
-        self._send(frames.cut(wire.REQUEST, call.number, meta, call.body))
+        meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        self._outbox.send(frames.cut(wire.REQUEST, call.number, meta, call.body))
 
     def _decline(self) -> None:
         """Be free of a call that was not sent."""
@@ -216,42 +190,20 @@ class Instance:
         """Send more about the call in hand."""
         if self.call is not None:
             number = self.call.number
-            self._send(frames.cut(kind, number, meta, body) if meta else wire.frame(kind, number))
+            self._outbox.send(frames.cut(kind, number, meta, body) if meta else wire.frame(kind, number))
 
     def hurry(self) -> None:
         """Give it only the grace to end what it does for a client that has gone."""
         self.deadline = min(self.deadline, monotonic() + self.function.fleet.settings.http.disconnect_grace)
 
-    def _send(self, data: bytes) -> None:
-        if self._out:
-            self._out = memoryview(b"".join((self._out, data)))
-            return
-        try:
-            sent = os.write(self._handles.channel, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # it is gone: the end of its channel will say so
-        if sent < len(data):
-            self._out = memoryview(data)[sent:]
-            self._loop.add_writer(self._handles.channel, self._on_writable)
-
-    def _on_writable(self) -> None:
-        try:
-            self._out = self._out[os.write(self._handles.channel, self._out) :]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._out = memoryview(b"")
-        if not self._out:
-            self._loop.remove_writer(self._handles.channel)
-            if self.answer is not None:
-                self.answer.drained()
+    def _drained(self) -> None:
+        if self.answer is not None:
+            self.answer.drained()
 
     @property
     def behind(self) -> bool:
         """Whether it has not taken all that was sent to it."""
-        return bool(self._out)
+        return self._outbox.behind
 
     def hold(self) -> None:
         """Read no more of its channel: whoever is to have what it sends does not keep up."""
@@ -410,11 +362,8 @@ class Instance:
         self.output.end_line()
 
     def kill(self) -> None:
-        """Kill every process in it, frozen or not, by the kernel's own hand."""
-        try:
-            os.write(self._handles.kill, b"1")
-        except OSError:
-            pass  # its cgroup is gone, and so is everything in it
+        """End every process in it."""
+        self._handles.end()
 
     @property
     def evictable(self) -> bool:
@@ -431,24 +380,16 @@ class Instance:
         self.function.evicted(self)
 
     def measure(self, now: float) -> None:
-        """Look at how much memory is charged to it: private copies of pages, and its files in memory."""
-        if self._handles.memory < 0 or now - self.measured < _MEASURE_AGAIN:
-            return
-        self.measured = now
-        try:
-            self.worth.size = self.function.stats.memory = int(os.pread(self._handles.memory, 32, 0))
-        except (OSError, ValueError):
-            pass  # it is being removed
+        """Look at how much memory is charged to it, unless that was done a moment ago."""
+        if now - self.measured >= _MEASURE_AGAIN:
+            self.measured = now
+            charged = self._handles.charged()
+            if charged is not None:
+                self.worth.size = self.function.stats.memory = charged
 
     def oom_kills(self) -> int | None:
         """Return how many of its processes the kernel killed for memory; None where only the broker can know."""
-        if self._handles.events < 0:
-            return None
-        try:
-            text = os.pread(self._handles.events, 1024, 0)
-        except OSError:
-            return None
-        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(b"oom_kill ")), 0)
+        return self._handles.oom_kills()
 
     @property
     def events(self) -> int:
@@ -460,22 +401,12 @@ class Instance:
         if self.state is not State.DYING:
             self.output.close()
             self.state, self.deadline = State.DYING, NEVER
-            self._loop.remove_writer(self._handles.channel)
+            self._outbox.close()
             for fd in (self._handles.channel, self._handles.pidfd):
                 self._loop.remove_reader(fd)
 
     def close(self) -> None:
         """Let go of every descriptor."""
         self.detach()
-        handles = self._handles
-        for fd in (
-            handles.channel,
-            handles.freeze,
-            handles.kill,
-            handles.log,
-            handles.pidfd,
-            handles.events,
-            handles.memory,
-        ):
-            if fd >= 0:
-                os.close(fd)
+        self.answer = None  # they know each other
+        self._handles.close()

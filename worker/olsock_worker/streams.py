@@ -19,7 +19,7 @@ class Stream:
     It takes the connection's place in its call, so whatever ends the call before the body is whole cuts the connection.
     """
 
-    __slots__ = ("_call", "_chunked", "_connection", "_instance", "_left", "_mute", "_short", "status")
+    __slots__ = ("_call", "_chunked", "_connection", "_instance", "_left", "_mute", "_open_end", "_short", "status")
 
     def __init__(self, instance: Instance, call: Call, head: Head, limit: int) -> None:
         self.status = head.status
@@ -32,6 +32,8 @@ class Stream:
             if head.length > limit:
                 raise WireError(f"a stream longer than {limit} bytes")
             self._left = head.length
+        # Without a length and without chunks the end of the connection is the end of the body.
+        self._open_end = not self._mute and head.length is None and call.version == "1.0"
         self._connection = cast("Connection | None", call.connection)
         self._chunked = False
         if self._connection is not None:
@@ -64,7 +66,7 @@ class Stream:
         """Cut the connection: something went wrong, and it is too late to say what."""
         self._instance = None
         if self._connection is not None:
-            self._connection.cut(self._chunked or self._short > 0)
+            self._connection.cut(not self._open_end)
 
     # -- pressure -----------------------------------------------------------------------------------------------------
 

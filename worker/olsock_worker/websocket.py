@@ -36,8 +36,7 @@ class WebSocket(asyncio.Protocol):
         self._largest = largest
         self._transport: asyncio.Transport
         self._frames: Frames
-        self._parts: list[bytes] = []  # of a message that has not ended
-        self._size = 0
+        self._message = bytearray()  # what has come of one
         self._full = False  # the client does not read
         self._waiting = False  # the sandbox does not
         self._pinged = False
@@ -108,15 +107,14 @@ class WebSocket(asyncio.Protocol):
             self._on_message(False, bytes(event.data), event.message_finished)
 
     def _on_message(self, text: bool, data: bytes, finished: bool) -> None:
-        self._size += len(data)
-        if self._size > self._largest:
+        self._message += data
+        if len(self._message) > self._largest:
             self._conversation.closed(_TOO_BIG, "message too big")
             self.close(_TOO_BIG, f"a message is over {self._largest} bytes")
             return
-        self._parts.append(data)
         if finished:
-            whole = b"".join(self._parts)
-            self._parts, self._size = [], 0
+            whole = bytes(self._message)
+            self._message.clear()
             if not self._conversation.message(text, whole) and not self._waiting:
                 self._waiting = True
                 self._transport.pause_reading()
@@ -155,7 +153,9 @@ class WebSocket(asyncio.Protocol):
 
     def go_on(self) -> None:
         """Read from the client, if nothing is in the way any more."""
-        self._waiting = False
+        if self._waiting:
+            self._waiting = False
+            self._alive()
         if not self._full and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -173,7 +173,9 @@ class WebSocket(asyncio.Protocol):
 
     def expire(self) -> None:
         """Ping who is silent, and give up who stays so."""
-        if self._closing or self._full or self._pinged:
+        if self._waiting and not self._closing and not self._full:
+            self._alive()  # it is the sandbox that is slow, and no sign of life is looked for
+        elif self._closing or self._full or self._pinged:
             self.deadline = float("inf")
             self._transport.abort()
         else:
