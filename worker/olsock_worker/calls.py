@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from olsock_worker.handshakes import Handshake
     from olsock_worker.heads import Head
-    from olsock_worker.http import Connection
     from olsock_worker.instances import Instance
+    from olsock_worker.replies import Replies
 
 # Unique over restarts without costing a system call a request: random once, then counted.
 _PREFIX = secrets.token_hex(6)
@@ -51,7 +51,7 @@ class Call:
     )
 
     def __init__(
-        self, connection: Connection, method: str, target: bytes, headers: dict[str, str], body: bytes, keep_alive: bool
+        self, connection: Replier, method: str, target: bytes, headers: dict[str, str], body: bytes, keep_alive: bool
     ) -> None:
         self.connection: Replier | None = connection  # None: nobody waits for the reply any more
         self.number = next(_NUMBERS)
@@ -99,4 +99,4 @@ class Call:
         """Send a reply with headers of the function's own, if there is still someone to send it to."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            cast("Connection", connection).answer(self, head, body)
+            cast("Replies", connection).answer(self, head, body)

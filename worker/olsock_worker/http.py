@@ -1,4 +1,4 @@
-"""The HTTP/1 edge: one asyncio protocol over httptools, strict and bounded.
+"""The HTTP/1 edge: the asking half of a client connection, over httptools, strict and bounded.
 
 llhttp, run without any of its lenient flags, refuses what request smuggling is made of (both lengths, two lengths,
 folded headers, bare line feeds, bad chunks); the rest of RFC 9112's rules are checked here. Requests of one connection
@@ -8,9 +8,6 @@ are answered one after the other. End of file from the client counts as its goin
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -18,21 +15,15 @@ import httptools
 from olsock_worker import responses
 from olsock_worker.calls import Call
 from olsock_worker.handshakes import wishes
-from olsock_worker.responses import JSON, Error
+from olsock_worker.replies import BODY, HEAD, IDLE, NEVER, Replies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from olsock_worker.edge import Edge
-    from olsock_worker.heads import Head
-    from olsock_worker.streams import Stream
     from olsock_worker.websocket import WebSocket
 
-_NEVER = float("inf")
-_LINGER = 2.0  # seconds to read on after a refusal, lest the client's unread bytes reset the reply away
 _EARLY = 65_536  # bytes
-_RESET = struct.pack("ii", 1, 0)
-_IDLE, _HEAD, _BODY = range(3)  # what the parser is inside of
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
 _BAD = (400, "bad_request")
 
@@ -48,38 +39,26 @@ def _header_name(name: bytes) -> str:
     return key
 
 
-class Connection(asyncio.Protocol):
+class Connection(Replies):
     """One client connection."""
 
     __slots__ = (
-        "_active", "_chunks", "_continue", "_early", "_head_bytes", "_headers", "_held", "_last", "_parser",
-        "_paused", "_pumping", "_queue", "_raw", "_refused", "_repeats", "_size", "_state", "_stream", "_target",
-        "_transport", "_upgrade", "_writing", "deadline", "edge",
+        "_body", "_early", "_head_bytes", "_headers", "_parser", "_raw", "_repeats", "_size", "_target", "_upgrade",
     )  # fmt: skip
 
     def __init__(self, edge: Edge) -> None:
-        self.edge = edge
+        super().__init__(edge)
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]
-        self._state = _IDLE
-        self._active: Call | None = None
-        self._queue: deque[Call | bytes] = deque()  # complete requests, or the last words of the connection
-        self._last = False  # nothing after what is queued will be read
-        self._refused = False
-        self._pumping = self._paused = self._writing = self._continue = False
-        self._held = 0  # body bytes counted against the edge's budget
-        self._stream: Stream | None = None  # the reply that is being written
         self._upgrade = False  # the latest request wishes for another protocol
         self._early: bytearray | None = None  # what came after the handshake of a WebSocket
         self._begin()
-        self.deadline = _NEVER
 
     def _begin(self) -> None:
         self._target = b""
         self._headers: dict[str, str] = {}
         self._repeats: Sequence[tuple[int, str, str]] = ()
         self._head_bytes = self._raw = self._size = 0
-        self._chunks: list[bytes] = []
+        self._body: bytes | bytearray = b""
 
     # -- asyncio ------------------------------------------------------------------------------------------------------
 
@@ -103,21 +82,6 @@ class Connection(asyncio.Protocol):
         """Take the end of the client's bytes for its going away."""
         return False
 
-    def pause_writing(self) -> None:
-        """Note that the client does not read; it has `write_timeout` to do so."""
-        self._writing = True
-        self.deadline = self.edge.now() + self.edge.http.write_timeout
-        if self._stream is not None:
-            self._stream.hold()
-
-    def resume_writing(self) -> None:
-        """Go on with the reply in the making, or with the next request, if there is one."""
-        self._writing = False
-        self._await()
-        if self._stream is not None:
-            self._stream.resume()
-        self._pump()
-
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self._refused or self._last:
@@ -137,7 +101,7 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(*_BAD, f"malformed HTTP: {error}")
             return
-        if before == _HEAD and self._state == _HEAD:  # a header without end never reaches on_header
+        if before == HEAD and self._state == HEAD:  # a header without end never reaches on_header
             self._raw += len(data)
             if self._raw > self.edge.http.header_bytes:
                 self._refuse(431, "headers_too_large", "request line and headers too large")
@@ -147,7 +111,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._refused or self._last:
             return
-        self._state = _HEAD
+        self._state = HEAD
         if self._active is None and not self._writing:
             self.deadline = self.edge.now() + self.edge.http.header_timeout
 
@@ -164,7 +128,7 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         key = _NAMES.get(name) or _header_name(name)
         self._head_bytes += len(name) + len(value)
-        if self._state == _BODY:
+        if self._state == BODY:
             pass  # a trailer: counted, never merged into the headers
         elif key in headers:
             if key in _ONCE:
@@ -205,7 +169,7 @@ class Connection(asyncio.Protocol):
                 return
         self._head_bytes = 0
         if coding is not None or (length is not None and length != "0"):
-            self._state = _BODY
+            self._state = BODY
             if self._active is None and not self._writing:
                 self.deadline = self.edge.now() + self.edge.http.body_timeout
             if "expect" in headers and not self._expect(headers["expect"], version):
@@ -233,14 +197,17 @@ class Connection(asyncio.Protocol):
         elif not self.edge.hold(len(body)):
             self._held -= len(body)
             self._refuse(503, "overloaded", "too many request bodies held")
-        else:
-            self._chunks.append(body)
+        elif not self._body:
+            self._body = body  # all of it, most of the time
+        else:  # not a list of chunks: a client may make them very many and very small
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         if self._refused or self._last:
             return
-        chunks, parser = self._chunks, self._parser
-        body = b"" if not chunks else chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        parser, body = self._parser, bytes(self._body)
         keep = parser.should_keep_alive()
         call = Call(self, parser.get_method().decode("ascii"), self._target, self._headers, body, keep)
         if self._repeats:
@@ -253,118 +220,15 @@ class Connection(asyncio.Protocol):
             call.headers["connection"] = "keep-alive"
             call.version = "1.0"
         self._begin()
-        self._state = _IDLE
+        self._state = IDLE
         if not self._writing:
-            self.deadline = _NEVER
+            self.deadline = NEVER
         self._queue.append(call)
         if self._active is not None:
             if len(self._queue) >= self.edge.http.pipeline:
                 self._last = True
             self._pause()
         self._pump()
-
-    # -- replies ------------------------------------------------------------------------------------------------------
-
-    def _pump(self) -> None:
-        """Hand the next request over once the one before it is answered and its reply is on its way."""
-        if self._pumping:
-            return
-        self._pumping = True
-        while self._active is None and self._queue and not self._writing:
-            item = self._queue.popleft()
-            if isinstance(item, bytes):
-                self._last_words(item)
-                break
-            self._active = item
-            self.edge.handle(item)
-        self._pumping = False
-        if self._active is None and not self._queue and not self._refused:
-            if self._continue:
-                self._continue = False
-                self._transport.write(responses.CONTINUE)
-            self._resume()
-
-    def reply(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes) -> None:
-        """Write the reply to the call in hand."""
-        if call is not self._active:
-            return
-        self._release()
-        last = not call.keep_alive or (self._last and not self._queue) or self.edge.draining
-        if last or "connection" in call.headers:
-            extra += self._persistence(call, last)
-        data = responses.head(status, content_type, call.id, len(body), self.edge.date, extra)
-        if call.method != "HEAD" and responses.has_body(status):
-            data += body
-        self._transport.write(data)
-        self._end(last)
-
-    def answer(self, call: Call, head: Head, body: bytes) -> None:
-        """Write a reply with headers of the function's own to the call in hand."""
-        if call is not self._active:
-            return
-        self._release()
-        last = not call.keep_alive or (self._last and not self._queue) or self.edge.draining
-        lines = head.lines + head.framing(call.method, len(body)) + self._persistence(call, last)
-        data = responses.passed_on(head.status, call.id, self.edge.date, lines)
-        self._transport.write(data if head.bodyless(call.method) else data + body)
-        self._end(last)
-
-    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
-        """Write the head of a reply that comes in parts; say whether these are to be chunks. `finish` or `cut` ends it."""
-        framing, chunked, last = head.framing(call.method, None), False, not call.keep_alive
-        if not (framing or head.bodyless(call.method)):
-            if call.version == "1.0":
-                last = True  # it ends with the connection
-            else:
-                framing, chunked = b"transfer-encoding: chunked\r\n", True
-        self._release()
-        call.keep_alive = not (last or (self._last and not self._queue) or self.edge.draining)
-        lines = head.lines + framing + self._persistence(call, not call.keep_alive)
-        self._stream = stream
-        self._transport.write(responses.passed_on(head.status, call.id, self.edge.date, lines))
-        return chunked
-
-    def write(self, data: bytes) -> None:
-        """Write a part of the reply that was begun."""
-        self._transport.write(data)
-
-    def finish(self, call: Call, data: bytes) -> None:
-        """Write the end of the reply that was begun, and go on."""
-        self._stream = None
-        if data:
-            self._transport.write(data)
-        self._end(not call.keep_alive)
-
-    def cut(self, visible: bool) -> None:
-        """End the connection inside of a reply. Unless the cut is `visible` by what is missing it takes a reset to tell."""
-        self._stream = None
-        if visible:
-            self._end(True)
-            return
-        # With the time to linger set to none the kernel resets the connection instead of ending it in an orderly way.
-        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._transport.abort()
-
-    def _persistence(self, call: Call, last: bool) -> bytes:
-        if last:
-            return b"connection: close\r\n"
-        if "connection" in call.headers and call.headers["connection"] == "keep-alive":
-            return b"connection: keep-alive\r\n"
-        return b""
-
-    def _end(self, last: bool) -> None:
-        """Go on after a reply has been written, or close."""
-        self._active = None
-        if last:
-            self._queue.clear()
-            self._last = True
-            self.deadline = min(self.deadline, self.edge.now() + self.edge.http.write_timeout)
-            self._transport.close()
-            return
-        if not self._writing:
-            self._await()
-        if self._queue or self._paused or self._continue:
-            self._pump()
 
     def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """Return address and port of the client, and those that it has reached."""
@@ -389,66 +253,3 @@ class Connection(asyncio.Protocol):
 
     def _too_large(self) -> None:
         self._refuse(413, "body_too_large", f"request body over {self.edge.largest_body} bytes")
-
-    def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Answer in its turn with an error, read no more requests, close."""
-        if self._refused:
-            return
-        self._refused = True
-        call = Call(self, "", b"", {}, b"", False)
-        body = responses.error_body(Error(kind, message), call.id)
-        self.edge.refused(status)
-        extra = b"connection: close\r\n" + (b"retry-after: 1\r\n" if status == 503 else b"")
-        self._queue.append(responses.head(status, JSON, call.id, len(body), self.edge.date, extra) + body)
-        self._pump()
-
-    def _last_words(self, data: bytes) -> None:
-        self._release()
-        self._transport.write(data)
-        self.deadline = self.edge.now() + _LINGER
-        self._resume()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _await(self) -> None:
-        """Set the deadline for what the client has to do next."""
-        http = self.edge.http
-        if self._active is not None or self._queue:
-            self.deadline = _NEVER
-        else:
-            self.deadline = self.edge.now() + (http.idle_timeout, http.header_timeout, http.body_timeout)[self._state]
-
-    def _release(self) -> None:
-        if self._held:
-            self.edge.hold(-self._held)
-            self._held = 0
-
-    def _pause(self) -> None:
-        if not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-
-    def _resume(self) -> None:
-        if self._paused and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
-
-    # -- deadlines, looked at by the edge's heartbeat -----------------------------------------------------------------
-
-    def expire(self) -> None:
-        """Act on a deadline that has passed."""
-        self.deadline = _NEVER
-        if self._state != _IDLE and not (self._writing or self._refused or self._last) and self._active is None:
-            self._refuse(408, "request_timeout", "the request did not arrive in time")
-        else:
-            self._transport.abort()
-
-    def drain(self) -> None:
-        """Close if nothing of a request has come; else the reply in the making will be the last."""
-        if not self.busy:
-            self._transport.close()
-
-    @property
-    def busy(self) -> bool:
-        """Say whether a request is being received or answered."""
-        return self._active is not None or bool(self._queue) or self._state != _IDLE
