@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -471,26 +470,6 @@ def test_websocket_timeout(worker: WorkerProcess) -> None:
 # Pressure.
 
 
-def _floods(worker: WorkerProcess, work: Callable[[], None]) -> int:
-    """Return by how many bytes the front grew during `work`."""
-    front, done = psutil.Process(worker.front), threading.Event()
-    before = largest = front.memory_info().rss
-
-    def watch() -> None:
-        nonlocal largest
-        while not done.wait(0.02):
-            largest = max(largest, front.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        work()
-    finally:
-        done.set()
-        thread.join()
-    return largest - before
-
-
 def test_a_client_that_does_not_read_holds_the_application_back(worker: WorkerProcess) -> None:
     text = "accept()\nfor _ in range(100): r.tell(MESSAGE, {'text': False}, b'x' * 500000)\n"
     text += "r.tell(CLOSE, {'code': 1000, 'reason': ''})"
@@ -509,7 +488,7 @@ def test_a_client_that_does_not_read_holds_the_application_back(worker: WorkerPr
                     break
             assert size > 100 * 490_000
 
-    assert _floods(worker, read_late) < 12 << 20
+    assert worker.growth(read_late) < 12 << 20
 
 
 def test_an_application_that_does_not_read_holds_the_client_back(worker: WorkerProcess) -> None:
@@ -523,7 +502,7 @@ def test_an_application_that_does_not_read_holds_the_client_back(worker: WorkerP
             with pytest.raises(ConnectionClosed):
                 client.recv(20.0)
 
-    assert _floods(worker, write) < 12 << 20
+    assert worker.growth(write) < 12 << 20
 
 
 @pytest.mark.attack
@@ -546,7 +525,7 @@ def test_many_small_messages_to_an_application_that_does_not_read(worker: Worker
             while sock.recv(1024):
                 pass
 
-    assert _floods(worker, write) < 20 << 20
+    assert worker.growth(write) < 20 << 20
     assert state(worker) == b"{'n': 60001}"
 
 
@@ -573,7 +552,7 @@ def test_pings_without_reading_the_pongs(worker: WorkerProcess) -> None:
             except OSError:
                 pass  # held back, or cut off
 
-    assert _floods(worker, ping) < 12 << 20
+    assert worker.growth(ping) < 12 << 20
     state(worker)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from olsock.runtime import wire
-from olsock_worker import frames
 from olsock_worker.handshakes import Handshake, RefusedError, wishes
 from olsock_worker.heads import HOP_BY_HOP, tokens
 
@@ -54,7 +53,7 @@ class WebMeta(msgspec.Struct, omit_defaults=True):
 _encode = msgspec.json.Encoder().encode
 
 
-def request(call: Call, asgi: bool, config: FunctionConfig) -> bytes:
+def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
     """Return a call as frames for a web application, as a WebSocket's handshake if it is one and the application can.
 
     Raises `RefusedError`.
@@ -81,7 +80,7 @@ def request(call: Call, asgi: bool, config: FunctionConfig) -> bytes:
     data = _encode(meta)
     if len(data) > wire.MAX_META:
         raise RefusedError(431, "headers_too_large", "request line and headers too large for a function")
-    return frames.cut(wire.REQUEST, call.number, data, call.body)
+    return wire.split_message(wire.REQUEST, call.number, data, call.body)
 
 
 def headers(call: Call, address: str) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import msgspec
 from olsock import Ready
 from olsock.runtime import wire
 from olsock.runtime.wire import WireError
-from olsock_worker import answers, forwarding, frames
+from olsock_worker import answers, forwarding
 from olsock_worker.answers import Limits
 from olsock_worker.forwarding import EventMeta
 from olsock_worker.handshakes import RefusedError
@@ -94,7 +94,7 @@ class Instance:
         self._handles = handles
         self.limits = Limits.of(function.fleet.settings.http)
         self._limit = self.limits.reply + wire.MAX_META  # of a plain reply, metadata and all
-        self._parser = wire.Parser(wire.FROM_BOX, max(self.limits) + wire.MAX_META, failing=True)
+        self._parser = wire.Parser(wire.FROM_BOX, max(self.limits) + wire.MAX_META, streams=True)
         self.contract = function.contract  # what its version is known to speak; "": nothing is known yet
         self.answer: Answer | None = None  # what is coming in, where it takes more than one look
         self._held = False  # its channel is not read: a client does not keep up
@@ -128,7 +128,7 @@ class Instance:
         if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
             self._outbox.send(wire.message(wire.REQUEST, call.number, meta, body))
         else:
-            self._outbox.send(frames.cut(wire.REQUEST, call.number, meta, body))
+            self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, body))
         self.function.fleet.wake()
 
     def _asks_plainly(self, call: Call) -> bool:
@@ -148,14 +148,14 @@ class Instance:
             self.function.left()
             return
         try:
-            data = forwarding.request(call, self.contract == ASGI, self.deployment.config)
+            frames = forwarding.request(call, self.contract == ASGI, self.deployment.config)
         except RefusedError as error:
             self._decline()
             self.function.fail(call, error.status, error.kind, str(error), extra=error.extra)
             return
         if self.ready:
             self.deadline = monotonic() + self._timeout(call)
-        self._outbox.send(data)
+        self._outbox.send(*frames)
 
     def _ask_late(self, call: Call) -> None:
         """Send the call that waited until it was known how to."""
@@ -164,7 +164,7 @@ class Instance:
             return
         told = int((_WALL_CLOCK + self.deadline) * 1000)
         meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
-        self._outbox.send(frames.cut(wire.REQUEST, call.number, meta, call.body))
+        self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, call.body))
 
     def _decline(self) -> None:
         """Be free of a call that was not sent."""
@@ -190,7 +190,8 @@ class Instance:
         """Send more about the call in hand."""
         if self.call is not None:
             number = self.call.number
-            self._outbox.send(frames.cut(kind, number, meta, body) if meta else wire.frame(kind, number))
+            frames = wire.split_message(kind, number, meta, body) if meta else [wire.frame(kind, number)]
+            self._outbox.send(*frames)
 
     def hurry(self) -> None:
         """Give it only the grace to end what it does for a client that has gone."""

@@ -21,8 +21,10 @@ class Outbox:
         self._kept = bytearray()  # grows at one end and shrinks at the other without being copied
         self._loop = asyncio.get_running_loop()
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes, *more: bytes) -> None:
         """Write now what can be written now, and the rest later."""
+        if more:
+            data = b"".join((data, *more))
         if self._kept:
             self._kept += data
             return
