@@ -28,11 +28,13 @@ def channel():
 
 FD = channel()
 state = {}  # what one request leaves to the next
+config = None
 buffer = b""
 frame = sys._getframe()
 while frame is not None:  # what the runtime has read together with CONFIG
     data = frame.f_locals.get("data")
     if type(data) is bytes and data[:1] == b"\\x01" and len(data) >= 16:
+        config = json.loads(data[20:20 + struct.unpack_from("<I", data, 16)[0]])
         buffer = data[16 + HEADER.unpack_from(data)[3]:]
     frame = frame.f_back
 

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 
 import pytest
 from double import double, script
@@ -66,6 +67,13 @@ def fine(worker: WorkerProcess, name: str = "wsgi") -> None:
 
 
 # What an application is told.
+
+
+@pytest.mark.parametrize("zygote", ["auto", "wait", "off"])
+def test_the_runtime_is_told_contract_and_mount_point(fresh: Callable[..., WorkerProcess], zygote: str) -> None:
+    process = fresh({"mounted": (double("wsgi"), f"contract: wsgi\nzygote: {zygote}\n")})
+    reply = run(process, "r.reply(200, [], json.dumps([config['contract'], config['root_path']]).encode())", "mounted")
+    assert reply.json == ["wsgi", "/run/mounted"]
 
 
 def test_metadata_of_a_web_request(worker: WorkerProcess) -> None:
@@ -480,8 +488,8 @@ def test_a_stream_for_nobody_is_ended_after_the_grace(worker: WorkerProcess) -> 
     assert time.monotonic() - began < 8.0
 
 
-def test_a_drain_lets_a_stream_end(fresh: object) -> None:
-    process = fresh({"wsgi": FUNCTIONS["wsgi"]})  # type: ignore[operator]
+def test_a_drain_lets_a_stream_end(fresh: Callable[..., WorkerProcess]) -> None:
+    process = fresh({"wsgi": FUNCTIONS["wsgi"]})
     with process.connect() as sock:
         sock.sendall(post("r.stream([b'one'], end=False); time.sleep(1.5); r.part(b'two'); r.send(BODY)", extra=b""))
         got = b""

@@ -107,6 +107,8 @@ class Fleet:
             cpus=config.cpus,
             imports=config.imports,
             zygote=config.zygote,
+            contract=config.contract,
+            root_path=deployment.root_path,
             installation=deployment.installation,
         )
         if not self._broker.request(message, lambda reply, fds: self._started(starting, reply, fds)):
