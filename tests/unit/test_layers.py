@@ -177,13 +177,13 @@ def reachable(name: str) -> set[str]:
 def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
     broker, front = reachable("olsock_worker.worker"), reachable("olsock_worker.front")
     assert "olsock_worker.broker" in broker and "olsock_worker.http" in front
-    assert not broker & {
-        f"olsock_worker.{name}" for name in ("http", "edge", "routes", "calls", "front", "unpack", "registry")
-    }
+    clients = ("http", "replies", "edge", "routes", "calls", "front", "unpack", "registry", "streams", "websocket")
+    clients += ("answers", "conversations", "forwarding", "handshakes", "heads", "responses")
+    assert not broker & {f"olsock_worker.{name}" for name in clients}
     privileged = ("broker", "installs", "zygotes", "forest", "snapshots", "handmade", "planner", "worker", "state")
     assert not front & {f"olsock_worker.{name}" for name in privileged}
     outside = {each.split(".")[0] for name in broker for each in imports(KNOWN[name].read_text())}
-    assert not outside & {"httptools", "uvloop", "tarfile", "gzip", "yaml"}
+    assert not outside & {"httptools", "h11", "wsproto", "uvloop", "tarfile", "gzip", "yaml"}
 
 
 # What runs inside sandboxes.

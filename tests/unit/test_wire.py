@@ -150,3 +150,18 @@ def test_idle_only_between_messages() -> None:
     assert not p.idle
     p.feed(wire.frame(wire.BODY, 1))
     assert p.idle
+
+
+def test_an_error_may_end_a_stream_where_that_is_expected() -> None:
+    begun = wire.frame(wire.REPLY, 1, b"x", wire.MORE)
+    p = wire.Parser(wire.FROM_BOX, LIMIT, streams=True)
+    assert [kind for kind, *_ in p.feed(begun + wire.frame(wire.ERROR, 1, b"y"))] == [wire.REPLY, wire.ERROR]
+    assert p.idle
+    for wrong in (wire.frame(wire.ERROR, 2, b"y"), wire.frame(wire.ERROR, 1, b"y", wire.MORE)):
+        with pytest.raises(wire.WireError, match="instead of BODY"):
+            wire.Parser(wire.FROM_BOX, LIMIT, streams=True).feed(begun + wrong)
+    with pytest.raises(wire.WireError, match="instead of BODY"):
+        parser().feed(begun + wire.frame(wire.ERROR, 1, b"y"))
+    message = wire.frame(wire.WS_MESSAGE, 1, b"x", wire.MORE)
+    with pytest.raises(wire.WireError, match="instead of BODY"):
+        wire.Parser(wire.FROM_BOX, LIMIT, streams=True).feed(message + wire.frame(wire.ERROR, 1, b"y"))

@@ -333,6 +333,27 @@ def test_a_header_without_end_takes_no_memory() -> None:
         assert process.memory_info().rss - before < 16 << 20
 
 
+def test_a_body_in_many_small_chunks_takes_no_more_memory_than_it_is_long() -> None:
+    with EdgeServer(limits(body_timeout=60.0)).running() as server:
+        process = psutil.Process()
+        before = process.memory_info().rss
+        with server.connect(30.0) as sock:
+            sock.sendall(b"POST /wait HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(100):
+                sock.sendall(b"2\r\nxy\r\n" * 10_000)
+            end = time.monotonic() + 30.0
+            while server.edge._held < 2_000_000 and time.monotonic() < end:
+                time.sleep(0.01)
+            assert process.memory_info().rss - before < 16 << 20
+            sock.sendall(b"0\r\n\r\n")
+            while not server.waiting:
+                time.sleep(0.01)
+            call = server.waiting.pop()
+            assert call.body == b"xy" * 1_000_000
+            server.do(lambda: call.reply(200, JSON, b"1"))
+            assert read_reply(sock).startswith(b"HTTP/1.1 200")
+
+
 def test_a_client_that_leaves_is_known(server: EdgeServer) -> None:
     gone = threading.Event()
     with server.connect() as sock:

@@ -11,11 +11,15 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 READY_WITHIN = 30.0
 
@@ -171,6 +175,25 @@ class WorkerProcess:
 
     def connect(self, timeout: float = 20.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def growth(self, work: Callable[[], object]) -> int:
+        """Return by how many bytes the front grew at most while `work` was done."""
+        front, done = psutil.Process(self.front), threading.Event()
+        before = largest = front.memory_info().rss
+
+        def watch() -> None:
+            nonlocal largest
+            while not done.wait(0.02):
+                largest = max(largest, front.memory_info().rss)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            work()
+        finally:
+            done.set()
+            thread.join()
+        return largest - before
 
     def until(self, condition: Any, timeout: float = 20.0) -> Any:
         """Ask again until something true comes back."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -263,7 +264,7 @@ class Broker:
 
     async def _make(self, message: Start, code: str, installation: Installation) -> Made:
         """Fork from a zygote if there is one, or else begin a fresh interpreter."""
-        options = {"env": message.env, **_limits(message)}
+        options = {**_asked(message), **_limits(message)}
         made = await self._zygotes.start(message, code, installation, options)
         if made is None:
             work = partial(self._cold, message, code, installation)
@@ -274,9 +275,9 @@ class Broker:
         return olsock.Function(
             code=code,
             handler=message.handler,
-            env=message.env,
             packages=[*installation.packages, *self._settings.packages],
             python=installation.python,
+            **_asked(message),
             **_limits(message),
         )
 
@@ -374,6 +375,10 @@ class Broker:
             self._send(Done(message.id), (fd,))
         finally:
             os.close(fd)
+
+
+def _asked(message: Start) -> dict[str, Any]:
+    return {"env": message.env, "contract": message.contract, "root_path": message.root_path}
 
 
 def _limits(message: Start) -> dict[str, float | int | None]:

@@ -26,6 +26,7 @@ _BUFFER = 1 << 20
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Text = Annotated[str, msgspec.Meta(max_length=255)]
 _Path = Annotated[str, msgspec.Meta(max_length=512)]
+_Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Imports = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=200)]
 
 
@@ -45,6 +46,8 @@ class Start(_Request, frozen=True, tag="start", kw_only=True):
     cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None
     imports: _Imports
     zygote: Literal["auto", "wait", "off"]
+    contract: _Contract = "auto"  # how the function is called
+    root_path: _Text = ""  # what it is mounted at, for web applications
     installation: Number = 0  # 0: the worker's own interpreter, and nothing installed
 
 
@@ -70,6 +73,8 @@ class Deploy(_Request, frozen=True, tag="deploy", kw_only=True):
     installation: Number
     imports: _Imports
     zygote: Literal["auto", "wait", "off"]
+    contract: _Contract = "auto"
+    root_path: _Text = ""
     snapshot: bool  # keep a zygote of just this version, with its module imported
     alone: bool  # every request has an instance of its own
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
-    from olsock_worker.http import Connection
+    from olsock_worker.handshakes import Handshake
+    from olsock_worker.heads import Head
     from olsock_worker.instances import Instance
+    from olsock_worker.replies import Replies
 
 # Unique over restarts without costing a system call a request: random once, then counted.
 _PREFIX = secrets.token_hex(6)
 _NUMBERS = itertools.count(1)
+
+
+class Replier(Protocol):
+    """Who passes on to the client what becomes of a call: its connection, or what has begun to answer on it."""
+
+    def reply(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes) -> None:
+        """Answer, or end what was begun: it has failed."""
 
 
 class Call:
@@ -23,6 +32,7 @@ class Call:
     __slots__ = (
         "body",
         "connection",
+        "handshake",
         "headers",
         "id",
         "instance",
@@ -33,21 +43,26 @@ class Call:
         "path",
         "query",
         "received",
+        "repeats",
         "sent",
         "started",
         "target",
+        "version",
     )
 
     def __init__(
-        self, connection: Connection, method: str, target: bytes, headers: dict[str, str], body: bytes, keep_alive: bool
+        self, connection: Replier, method: str, target: bytes, headers: dict[str, str], body: bytes, keep_alive: bool
     ) -> None:
-        self.connection: Connection | None = connection  # None: nobody waits for the reply any more
+        self.connection: Replier | None = connection  # None: nobody waits for the reply any more
         self.number = next(_NUMBERS)
         self.id = f"{_PREFIX}-{self.number:08x}"
         self.method = method
         self.target = target
         self.path = self.query = ""
         self.headers = headers
+        self.repeats: Sequence[tuple[int, str, str]] = ()  # headers that came again: after how many others, name, value
+        self.version = "1.1"
+        self.handshake: Handshake | None = None  # of a WebSocket that may come of it
         self.body = body
         self.keep_alive = keep_alive
         self.received = monotonic()
@@ -55,6 +70,18 @@ class Call:
         self.sent = 0.0  # when the sandbox got it
         self.instance: Instance | None = None
         self.on_abandon: Callable[[Call], None] | None = None
+
+    def fields(self) -> Iterator[tuple[str, str]]:
+        """Return the headers as they came: in their order, and one that came twice twice."""
+        repeats = list(self.repeats)
+        more: dict[str, int] = {}  # how much of a value is of repetitions
+        for _, name, value in repeats:
+            more[name] = more.get(name, 0) + len(value) + len(", ")
+        for seen, (name, value) in enumerate(self.headers.items()):
+            while repeats and repeats[0][0] == seen:
+                yield repeats.pop(0)[1:]
+            yield name, value[: len(value) - more.get(name, 0)]
+        yield from (each[1:] for each in repeats)
 
     def abandon(self) -> None:
         """Note that the client has gone. A queued call is dropped; a running one runs to its end, unheard."""
@@ -67,3 +94,9 @@ class Call:
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.reply(self, status, content_type, body, extra)
+
+    def answer(self, head: Head, body: bytes) -> None:
+        """Send a reply with headers of the function's own, if there is still someone to send it to."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            cast("Replies", connection).answer(self, head, body)

@@ -6,10 +6,14 @@ import asyncio
 from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from olsock_worker.calls import Call
 from olsock_worker.http import Connection
 from olsock_worker.settings import Http
+
+if TYPE_CHECKING:
+    from olsock_worker.websocket import WebSocket
 
 _BEAT = 0.25  # seconds; the deadlines of connections are whole seconds
 
@@ -24,7 +28,7 @@ class Edge:
         self.draining = False
         self.date = b""
         self.now = monotonic
-        self._connections: set[Connection] = set()
+        self._connections: set[Connection | WebSocket] = set()
         self._held = 0
         self._budget = int(http.bodies)
         self.largest_body = int(http.body)
@@ -44,7 +48,12 @@ class Edge:
             self._beat()
         return len(self._connections) <= self.http.connections
 
-    def remove(self, connection: Connection) -> None:
+    def replace(self, connection: Connection, by: WebSocket) -> None:
+        """Count a connection as the WebSocket that it has become."""
+        self._connections.discard(connection)
+        self._connections.add(by)
+
+    def remove(self, connection: Connection | WebSocket) -> None:
         """Count a connection out."""
         self._connections.discard(connection)
 

@@ -15,7 +15,8 @@ import psutil
 from olsock_worker import broker_protocol
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Done, Learnt, OomKills, Start, Started, Stop
-from olsock_worker.instances import NEVER, Handles, Instance, State
+from olsock_worker.handles import Handles
+from olsock_worker.instances import NEVER, Instance, State
 from olsock_worker.keeper import Keeper
 from olsock_worker.policy.gdsf import Gdsf, Valued, Worth
 
@@ -106,6 +107,8 @@ class Fleet:
             cpus=config.cpus,
             imports=config.imports,
             zygote=config.zygote,
+            contract=config.contract,
+            root_path=deployment.root_path,
             installation=deployment.installation,
         )
         if not self._broker.request(message, lambda reply, fds: self._started(starting, reply, fds)):

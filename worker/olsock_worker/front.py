@@ -187,6 +187,8 @@ class Front:
             installation=deployment.installation,
             imports=config.imports,
             zygote=config.zygote,
+            contract=config.contract,
+            root_path=deployment.root_path,
             snapshot=config.snapshot,
             alone=not config.reuse_sandbox,
         )

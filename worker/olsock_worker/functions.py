@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from olsock_worker.responses import JSON, Error
 from olsock_worker.stats import FunctionStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from olsock_worker.calls import Call
     from olsock_worker.fleet import Fleet
     from olsock_worker.instances import HandlerError
@@ -36,6 +39,7 @@ class Function:
         self.log = log
         self.stats = FunctionStats()
         self.queue: deque[Call] = deque()
+        self.contract = ""  # how instances of this version want to be asked; "": none has said so yet
         self.error = ""  # why the newest version in the registry is not the one that runs
         self.rested = 0.0  # since when nobody has called it, if for longer than its grace; or else 0.0
         self.history = fleet.keeper.policy.history()
@@ -198,7 +202,7 @@ class Function:
     def update(self, deployment: Deployment) -> None:
         """Go over to another version: calls in hand finish on the old one."""
         self.deployment = deployment
-        self.error = ""
+        self.contract = self.error = ""
         for instance in list(self._idle):
             self._retire(instance)
 
@@ -229,6 +233,39 @@ class Function:
             return
         self._after(instance, clean)
         self.finish(call, status, content_type, body)
+
+    def passed_on(
+        self, instance: Instance, call: Call, status: int, send: Callable[[], None] | None, clean: bool
+    ) -> None:
+        """Let the end of a web application's answer go out, as `answered` does; `send` is None if it cannot."""
+        soon = clean and not self.config.reuse_sandbox and not self.queue
+        if soon:
+            self.fleet.retire_soon(instance)
+        else:
+            self._after(instance, clean)
+        if send is None:
+            self.fail(call, 502, "bad_reply", "the function's content-length is not the length of its reply")
+        else:
+            self._record(call, status)
+            send()
+
+    def speaks(self, instance: Instance, contract: str) -> None:
+        """Note how instances of this version want to be asked; if they do not agree, each has to say."""
+        if instance.deployment is self.deployment:
+            self.contract = contract if self.contract in ("", contract) else ""
+
+    def left(self) -> None:
+        """Count a call whose client left before any application got it."""
+        self.stats.statuses[499] += 1
+
+    def spare(self, instance: Instance) -> None:
+        """Take back an instance that was not given its call. In another turn: a queue of such calls may be long."""
+
+        def take() -> None:
+            if instance.state is State.IDLE and instance in self.fleet.instances:
+                self.available(instance)
+
+        asyncio.get_running_loop().call_soon(take)
 
     def handler_failed(self, instance: Instance, call: Call, error: HandlerError, clean: bool) -> None:
         """Answer for a handler that raised, or could not be given its event, or returned what is not JSON."""
@@ -331,6 +368,10 @@ class Function:
 
     def finish(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:
         """Answer, and record."""
+        self._record(call, status)
+        call.reply(status, content_type, body, extra)
+
+    def _record(self, call: Call, status: int) -> None:
         stats, now = self.stats, monotonic()
         stats.statuses[status] += 1
         stats.total.add(now - call.received)
@@ -347,4 +388,3 @@ class Function:
                 ms=round((now - call.received) * 1e3, 3),
             )
         call.instance = None
-        call.reply(status, content_type, body, extra)

@@ -1,4 +1,4 @@
-"""The HTTP/1 edge: one asyncio protocol over httptools, strict and bounded.
+"""The HTTP/1 edge: the asking half of a client connection, over httptools, strict and bounded.
 
 llhttp, run without any of its lenient flags, refuses what request smuggling is made of (both lengths, two lengths,
 folded headers, bare line feeds, bad chunks); the rest of RFC 9112's rules are checked here. Requests of one connection
@@ -8,21 +8,22 @@ are answered one after the other. End of file from the client counts as its goin
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from olsock_worker import responses
 from olsock_worker.calls import Call
-from olsock_worker.responses import JSON, Error
+from olsock_worker.handshakes import wishes
+from olsock_worker.replies import BODY, HEAD, IDLE, NEVER, Replies
 
 if TYPE_CHECKING:
-    from olsock_worker.edge import Edge
+    from collections.abc import Sequence
 
-_NEVER = float("inf")
-_LINGER = 2.0  # seconds to read on after a refusal, lest the client's unread bytes reset the reply away
-_IDLE, _HEAD, _BODY = range(3)  # what the parser is inside of
+    from olsock_worker.edge import Edge
+    from olsock_worker.websocket import WebSocket
+
+_EARLY = 65_536  # bytes
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
 _BAD = (400, "bad_request")
 
@@ -38,46 +39,39 @@ def _header_name(name: bytes) -> str:
     return key
 
 
-class Connection(asyncio.Protocol):
+class Connection(Replies):
     """One client connection."""
 
     __slots__ = (
-        "_active", "_chunks", "_continue", "_edge", "_head_bytes", "_headers", "_held", "_last", "_parser", "_paused",
-        "_pumping", "_queue", "_raw", "_refused", "_size", "_state", "_target", "_transport", "_writing", "deadline",
+        "_body", "_early", "_head_bytes", "_headers", "_parser", "_raw", "_repeats", "_size", "_target", "_upgrade",
     )  # fmt: skip
 
     def __init__(self, edge: Edge) -> None:
-        self._edge = edge
+        super().__init__(edge)
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport = None  # type: ignore[assignment]
-        self._state = _IDLE
-        self._active: Call | None = None
-        self._queue: deque[Call | bytes] = deque()  # complete requests, or the last words of the connection
-        self._last = False  # nothing after what is queued will be read
-        self._refused = False
-        self._pumping = self._paused = self._writing = self._continue = False
-        self._held = 0  # body bytes counted against the edge's budget
+        self._upgrade = False  # the latest request wishes for another protocol
+        self._early: bytearray | None = None  # what came after the handshake of a WebSocket
         self._begin()
-        self.deadline = _NEVER
 
     def _begin(self) -> None:
         self._target = b""
         self._headers: dict[str, str] = {}
+        self._repeats: Sequence[tuple[int, str, str]] = ()
         self._head_bytes = self._raw = self._size = 0
-        self._chunks: list[bytes] = []
+        self._body: bytes | bytearray = b""
 
     # -- asyncio ------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept, unless there are too many already."""
         self._transport = cast(asyncio.Transport, transport)
-        self.deadline = self._edge.now() + self._edge.http.header_timeout
-        if not self._edge.add(self):
+        self.deadline = self.edge.now() + self.edge.http.header_timeout
+        if not self.edge.add(self):
             self._refuse(503, "overloaded", "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what waits for this client."""
-        self._edge.remove(self)
+        self.edge.remove(self)
         self._release()
         active, self._active = self._active, None
         self._queue.clear()
@@ -88,32 +82,28 @@ class Connection(asyncio.Protocol):
         """Take the end of the client's bytes for its going away."""
         return False
 
-    def pause_writing(self) -> None:
-        """Note that the client does not read; it has `write_timeout` to do so."""
-        self._writing = True
-        self.deadline = self._edge.now() + self._edge.http.write_timeout
-
-    def resume_writing(self) -> None:
-        """Go on with the next request, if there is one."""
-        self._writing = False
-        self._await()
-        self._pump()
-
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
         if self._refused or self._last:
+            if self._early is not None:
+                self._keep(data)
             return
         before = self._state
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._last = True  # the request itself is served as if it had not asked; what follows is not HTTP
+        except httptools.HttpParserUpgrade as upgrade:
+            # Who does not speak the other protocol serves the request as if it had not asked; what follows is not HTTP.
+            self._last = True
+            call = self._queue[-1] if self._queue else self._active
+            if isinstance(call, Call) and wishes(call):
+                self._early = bytearray()
+                self._keep(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(*_BAD, f"malformed HTTP: {error}")
             return
-        if before == _HEAD and self._state == _HEAD:  # a header without end never reaches on_header
+        if before == HEAD and self._state == HEAD:  # a header without end never reaches on_header
             self._raw += len(data)
-            if self._raw > self._edge.http.header_bytes:
+            if self._raw > self.edge.http.header_bytes:
                 self._refuse(431, "headers_too_large", "request line and headers too large")
 
     # -- httptools ----------------------------------------------------------------------------------------------------
@@ -121,15 +111,15 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._refused or self._last:
             return
-        self._state = _HEAD
+        self._state = HEAD
         if self._active is None and not self._writing:
-            self.deadline = self._edge.now() + self._edge.http.header_timeout
+            self.deadline = self.edge.now() + self.edge.http.header_timeout
 
     def on_url(self, url: bytes) -> None:
         if self._refused or self._last:
             return
         self._target += url
-        if len(self._target) > self._edge.http.header_bytes:
+        if len(self._target) > self.edge.http.header_bytes:
             self._refuse(414, "uri_too_long", "request target too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -138,17 +128,19 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         key = _NAMES.get(name) or _header_name(name)
         self._head_bytes += len(name) + len(value)
-        if self._state == _BODY:
+        if self._state == BODY:
             pass  # a trailer: counted, never merged into the headers
         elif key in headers:
             if key in _ONCE:
                 self._refuse(*_BAD, f"header {key} given twice")
                 return
-            headers[key] += ", " + value.decode("latin-1")
+            again = value.decode("latin-1")
+            headers[key] += ", " + again
+            self._repeats = (*self._repeats, (len(headers), key, again))
             self._head_bytes += 32  # many short ones are as costly as few long ones
         else:
             headers[key] = value.decode("latin-1")
-        if self._head_bytes > self._edge.http.header_bytes or len(headers) > self._edge.http.header_count:
+        if self._head_bytes > self.edge.http.header_bytes or len(headers) > self.edge.http.header_count:
             self._refuse(431, "headers_too_large", "request line and headers too large")
 
     def on_headers_complete(self) -> None:
@@ -166,18 +158,20 @@ class Connection(asyncio.Protocol):
             # Anything but plain chunked, or chunked from a peer too old to know it, is where two parsers disagree.
             self._refuse(*_BAD, "transfer-encoding not understood")
             return
-        if length is not None and int(length) > self._edge.largest_body:
+        if length is not None and int(length) > self.edge.largest_body:
             self._too_large()
             return
-        if self._parser.should_upgrade() and (coding or length or self._parser.get_method() == b"CONNECT"):
-            # llhttp would take the body for the other protocol's bytes. Without one the wish can just be ignored.
-            self._refuse(*_BAD, "this server does not change protocols")
-            return
+        if self._parser.should_upgrade():
+            self._upgrade = True
+            if coding or length or self._parser.get_method() == b"CONNECT":
+                # llhttp would take the body for the other protocol's bytes. Without one the wish can just be ignored.
+                self._refuse(*_BAD, "this server does not change protocols")
+                return
         self._head_bytes = 0
         if coding is not None or (length is not None and length != "0"):
-            self._state = _BODY
+            self._state = BODY
             if self._active is None and not self._writing:
-                self.deadline = self._edge.now() + self._edge.http.body_timeout
+                self.deadline = self.edge.now() + self.edge.http.body_timeout
             if "expect" in headers and not self._expect(headers["expect"], version):
                 return
 
@@ -198,147 +192,64 @@ class Connection(asyncio.Protocol):
         self._continue = False
         self._size += len(body)
         self._held += len(body)
-        if self._size > self._edge.largest_body:
+        if self._size > self.edge.largest_body:
             self._too_large()
-        elif not self._edge.hold(len(body)):
+        elif not self.edge.hold(len(body)):
             self._held -= len(body)
             self._refuse(503, "overloaded", "too many request bodies held")
-        else:
-            self._chunks.append(body)
+        elif not self._body:
+            self._body = body  # all of it, most of the time
+        else:  # not a list of chunks: a client may make them very many and very small
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += body
 
     def on_message_complete(self) -> None:
         if self._refused or self._last:
             return
-        chunks, parser = self._chunks, self._parser
-        body = b"" if not chunks else chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        parser, body = self._parser, bytes(self._body)
         keep = parser.should_keep_alive()
         call = Call(self, parser.get_method().decode("ascii"), self._target, self._headers, body, keep)
-        if not keep:
+        if self._repeats:
+            call.repeats = self._repeats
+        if not keep or self._upgrade:
             self._last = True
+            call.keep_alive = False
+            call.version = parser.get_http_version()
         elif parser.get_http_version() == "1.0":
             call.headers["connection"] = "keep-alive"
+            call.version = "1.0"
         self._begin()
-        self._state = _IDLE
+        self._state = IDLE
         if not self._writing:
-            self.deadline = _NEVER
+            self.deadline = NEVER
         self._queue.append(call)
         if self._active is not None:
-            if len(self._queue) >= self._edge.http.pipeline:
+            if len(self._queue) >= self.edge.http.pipeline:
                 self._last = True
             self._pause()
         self._pump()
 
-    # -- replies ------------------------------------------------------------------------------------------------------
+    def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Return address and port of the client, and those that it has reached."""
+        client, server = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
+        return (str(client[0]), int(client[1])), (str(server[0]), int(server[1]))
 
-    def _pump(self) -> None:
-        """Hand the next request over once the one before it is answered and its reply is on its way."""
-        if self._pumping:
-            return
-        self._pumping = True
-        while self._active is None and self._queue and not self._writing:
-            item = self._queue.popleft()
-            if isinstance(item, bytes):
-                self._last_words(item)
-                break
-            self._active = item
-            self._edge.handle(item)
-        self._pumping = False
-        if self._active is None and not self._queue and not self._refused:
-            if self._continue:
-                self._continue = False
-                self._transport.write(responses.CONTINUE)
-            self._resume()
-
-    def reply(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes) -> None:
-        """Write the reply to the call in hand."""
-        if call is not self._active:
-            return
-        self._active = None
-        edge = self._edge
+    def hand_over(self, protocol: WebSocket) -> tuple[asyncio.Transport, bytes]:
+        """Give the connection to another protocol; return the transport and what has come for it already."""
+        early, self._early, self._active = bytes(self._early or b""), None, None
         self._release()
-        last = not call.keep_alive or (self._last and not self._queue) or edge.draining
-        if last:
-            extra += b"connection: close\r\n"
-        elif "connection" in call.headers and call.headers["connection"] == "keep-alive":
-            extra += b"connection: keep-alive\r\n"
-        data = responses.head(status, content_type, call.id, len(body), edge.date, extra)
-        if call.method != "HEAD" and responses.has_body(status):
-            data += body
-        transport = self._transport
-        transport.write(data)
-        if last:
-            self._queue.clear()
-            self._last = True
-            self.deadline = min(self.deadline, edge.now() + edge.http.write_timeout)
-            transport.close()
-            return
-        if not self._writing:
-            self._await()
-        if self._queue or self._paused or self._continue:
-            self._pump()
+        self._resume()
+        self.edge.replace(self, protocol)
+        self._transport.set_protocol(protocol)
+        return self._transport, early
+
+    def _keep(self, data: bytes) -> None:
+        """Keep what a client sends before its WebSocket is open. An honest one waits, so little room will do."""
+        assert self._early is not None
+        self._early += data
+        if len(self._early) > _EARLY:
+            self._pause()
 
     def _too_large(self) -> None:
-        self._refuse(413, "body_too_large", f"request body over {self._edge.largest_body} bytes")
-
-    def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Answer in its turn with an error, read no more requests, close."""
-        if self._refused:
-            return
-        self._refused = True
-        call = Call(self, "", b"", {}, b"", False)
-        body = responses.error_body(Error(kind, message), call.id)
-        self._edge.refused(status)
-        extra = b"connection: close\r\n" + (b"retry-after: 1\r\n" if status == 503 else b"")
-        self._queue.append(responses.head(status, JSON, call.id, len(body), self._edge.date, extra) + body)
-        self._pump()
-
-    def _last_words(self, data: bytes) -> None:
-        self._release()
-        self._transport.write(data)
-        self.deadline = self._edge.now() + _LINGER
-        self._resume()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _await(self) -> None:
-        """Set the deadline for what the client has to do next."""
-        http = self._edge.http
-        if self._active is not None or self._queue:
-            self.deadline = _NEVER
-        else:
-            self.deadline = self._edge.now() + (http.idle_timeout, http.header_timeout, http.body_timeout)[self._state]
-
-    def _release(self) -> None:
-        if self._held:
-            self._edge.hold(-self._held)
-            self._held = 0
-
-    def _pause(self) -> None:
-        if not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-
-    def _resume(self) -> None:
-        if self._paused and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
-
-    # -- deadlines, looked at by the edge's heartbeat -----------------------------------------------------------------
-
-    def expire(self) -> None:
-        """Act on a deadline that has passed."""
-        self.deadline = _NEVER
-        if self._state != _IDLE and not (self._writing or self._refused or self._last) and self._active is None:
-            self._refuse(408, "request_timeout", "the request did not arrive in time")
-        else:
-            self._transport.abort()
-
-    def drain(self) -> None:
-        """Close if nothing of a request has come; else the reply in the making will be the last."""
-        if not self.busy:
-            self._transport.close()
-
-    @property
-    def busy(self) -> bool:
-        """Say whether a request is being received or answered."""
-        return self._active is not None or bool(self._queue) or self._state != _IDLE
+        self._refuse(413, "body_too_large", f"request body over {self.edge.largest_body} bytes")

@@ -13,21 +13,27 @@ import msgspec
 from olsock import Ready
 from olsock.runtime import wire
 from olsock.runtime.wire import WireError
-from olsock_worker import responses
+from olsock_worker import answers, forwarding
+from olsock_worker.answers import Limits
+from olsock_worker.forwarding import EventMeta
+from olsock_worker.handshakes import RefusedError
+from olsock_worker.outbox import Outbox
 from olsock_worker.output import Output
 from olsock_worker.responses import JSON
 
 if TYPE_CHECKING:
+    from olsock_worker.answers import Answer
     from olsock_worker.calls import Call
     from olsock_worker.functions import Function
+    from olsock_worker.handles import Handles
     from olsock_worker.registry import Deployment
 
 NEVER = float("inf")
 _BEFORE_CALLS = frozenset((wire.STARTED, wire.READY, wire.FAULT))
-_FROM_BOX = frozenset((wire.STARTED, wire.READY, wire.REPLY, wire.ERROR, wire.FAULT, wire.BODY))
 _READ = 65_536
 _LAST_READS = 256
 _MEASURE_AGAIN = 1.0  # seconds
+EVENT, STREAM, ASGI = "event", "stream", "asgi"  # of the contracts that READY names
 _PLAIN = b'{"status":200,"content_type":"application/json"}'
 _PLAIN_PREFIX = wire.META.pack(len(_PLAIN)) + _PLAIN
 _PLAIN_BODY = wire.HEADER.size + len(_PLAIN_PREFIX)
@@ -44,22 +50,6 @@ class State(enum.Enum):
     DYING = "dying"
 
 
-class RequestMeta(msgspec.Struct):
-    """Metadata of a REQUEST frame."""
-
-    id: str
-    method: str
-    path: str
-    query: str
-    headers: dict[str, str]
-    deadline_ms: int  # Unix time
-
-
-class _ReplyMeta(msgspec.Struct, forbid_unknown_fields=True):
-    status: int
-    content_type: str
-
-
 class HandlerError(msgspec.Struct, forbid_unknown_fields=True):
     """Metadata of an ERROR frame: what the runtime says went wrong."""
 
@@ -71,35 +61,16 @@ class HandlerError(msgspec.Struct, forbid_unknown_fields=True):
 
 _encode = msgspec.json.Encoder().encode
 _decode_ready = msgspec.json.Decoder(Ready).decode
-_decode_reply = msgspec.json.Decoder(_ReplyMeta).decode
 _decode_error = msgspec.json.Decoder(HandlerError).decode
-
-
-class Handles(msgspec.Struct, frozen=True):
-    """Descriptors of one sandbox, as the broker sends them."""
-
-    channel: int
-    freeze: int
-    kill: int
-    log: int
-    pidfd: int
-    events: int = -1  # memory.events, where the host has it
-    memory: int = -1  # how many bytes are charged to it
-
-    @classmethod
-    def of(cls, fds: list[int], events: bool, memory: bool) -> Handles:
-        """Name the descriptors of a `Started` message."""
-        channel, freeze, kill, log, pidfd, *rest = fds
-        return cls(channel, freeze, kill, log, pidfd, rest.pop(0) if events else -1, rest.pop(0) if memory else -1)
 
 
 class Instance:
     """Runs one call at a time and tells its function how each ended."""
 
     __slots__ = (
-        "_handles", "_limit", "_loop", "_out", "_parser", "_parts", "_status", "ahead", "asked", "call", "deadline",
-        "deployment", "freezing", "function", "id", "idle_since", "measured", "oom", "output", "ready",
-        "started", "state", "worth", "zygote",
+        "_handles", "_held", "_limit", "_loop", "_outbox", "_parser", "ahead", "answer", "asked", "call", "contract",
+        "deadline", "deployment", "freezing", "function", "id", "idle_since", "limits", "measured", "oom", "output",
+        "ready", "started", "state", "worth", "zygote",
     )  # fmt: skip
 
     def __init__(
@@ -121,11 +92,13 @@ class Instance:
         self.measured = 0.0  # when its memory was last looked at
         self.worth = function.fleet.values.new(0.0, function.stats.memory or deployment.config.memory)
         self._handles = handles
-        self._limit = int(function.fleet.settings.http.reply) + wire.MAX_META
-        self._parser = wire.Parser(_FROM_BOX, self._limit)
-        self._parts: list[bytes] = []
-        self._status: tuple[int, bytes] | None = None
-        self._out = memoryview(b"")
+        self.limits = Limits.of(function.fleet.settings.http)
+        self._limit = self.limits.reply + wire.MAX_META  # of a plain reply, metadata and all
+        self._parser = wire.Parser(wire.FROM_BOX, max(self.limits) + wire.MAX_META, streams=True)
+        self.contract = function.contract  # what its version is known to speak; "": nothing is known yet
+        self.answer: Answer | None = None  # what is coming in, where it takes more than one look
+        self._held = False  # its channel is not read: a client does not keep up
+        self._outbox = Outbox(handles.channel, self._drained)
         self._loop = asyncio.get_running_loop()
         self.output = Output(handles.log, function.log)
         os.set_blocking(handles.channel, False)
@@ -147,35 +120,103 @@ class Instance:
         if self.ready:
             self.state = State.BUSY
             self.deadline = until
+        if self.contract != EVENT and not self._asks_plainly(call):
+            return
         told = int((_WALL_CLOCK + until) * 1000)
-        meta = _encode(RequestMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
         body = call.body
         if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
-            self._send(wire.message(wire.REQUEST, call.number, meta, body))
+            self._outbox.send(wire.message(wire.REQUEST, call.number, meta, body))
         else:
-            self._send(b"".join(_split(call.number, meta, body)))
+            self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, body))
         self.function.fleet.wake()
 
-    def _send(self, data: bytes) -> None:
-        try:
-            sent = os.write(self._handles.channel, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # it is gone: the end of its channel will say so
-        if sent < len(data):
-            self._out = memoryview(data)[sent:]
-            self._loop.add_writer(self._handles.channel, self._on_writable)
+    def _asks_plainly(self, call: Call) -> bool:
+        """Say whether a call is to be sent as to an event handler; if not, do what is to be done instead."""
+        call.on_abandon = self.abandoned
+        if self.contract == STREAM:
+            return True
+        if self.contract:
+            self._ask(call)
+        self.function.fleet.wake()  # without a contract it waits for READY, which tells how to ask
+        return False
 
-    def _on_writable(self) -> None:
-        try:
-            self._out = self._out[os.write(self._handles.channel, self._out) :]
-        except BlockingIOError:
+    def _ask(self, call: Call) -> None:
+        """Send a call to a web application, or refuse it."""
+        if call.connection is None:
+            self._decline()
+            self.function.left()
             return
-        except OSError:
-            self._out = memoryview(b"")
-        if not self._out:
-            self._loop.remove_writer(self._handles.channel)
+        try:
+            frames = forwarding.request(call, self.contract == ASGI, self.deployment.config)
+        except RefusedError as error:
+            self._decline()
+            self.function.fail(call, error.status, error.kind, str(error), extra=error.extra)
+            return
+        if self.ready:
+            self.deadline = monotonic() + self._timeout(call)
+        self._outbox.send(*frames)
+
+    def _ask_late(self, call: Call) -> None:
+        """Send the call that waited until it was known how to."""
+        if self.contract != EVENT and self.contract != STREAM:
+            self._ask(call)
+            return
+        told = int((_WALL_CLOCK + self.deadline) * 1000)
+        meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, call.body))
+
+    def _decline(self) -> None:
+        """Be free of a call that was not sent."""
+        self.call = None
+        if self.ready:
+            self.state, self.deadline = State.IDLE, NEVER
+            self.function.spare(self)
+
+    def _timeout(self, call: Call) -> float:
+        config = self.deployment.config
+        return config.timeout if call.handshake is None else config.websocket_timeout
+
+    def abandoned(self, call: Call) -> None:
+        """Tell the sandbox that nobody waits for its answer any more."""
+        if self.call is not call or self.state is State.DYING:
+            return
+        if self.answer is not None:
+            self.answer.abandoned()
+        elif self.contract and self.contract != EVENT:
+            self.push(wire.DISCONNECT)
+
+    def push(self, kind: int, meta: bytes = b"", body: bytes = b"") -> None:
+        """Send more about the call in hand."""
+        if self.call is not None:
+            number = self.call.number
+            frames = wire.split_message(kind, number, meta, body) if meta else [wire.frame(kind, number)]
+            self._outbox.send(*frames)
+
+    def hurry(self) -> None:
+        """Give it only the grace to end what it does for a client that has gone."""
+        self.deadline = min(self.deadline, monotonic() + self.function.fleet.settings.http.disconnect_grace)
+
+    def _drained(self) -> None:
+        if self.answer is not None:
+            self.answer.drained()
+
+    @property
+    def behind(self) -> bool:
+        """Whether it has not taken all that was sent to it."""
+        return self._outbox.behind
+
+    def hold(self) -> None:
+        """Read no more of its channel: whoever is to have what it sends does not keep up."""
+        if not self._held and self.state is not State.DYING:
+            self._held = True
+            self._loop.remove_reader(self._handles.channel)
+
+    def resume(self) -> None:
+        """Read its channel again."""
+        if self._held and self.state is not State.DYING:
+            self._held = False
+            self._loop.add_reader(self._handles.channel, self._on_channel)
 
     # -- what the sandbox sends ---------------------------------------------------------------------------------------
 
@@ -229,23 +270,17 @@ class Instance:
             error = _decode_error(wire.split(payload)[0])
             if flags:
                 raise WireError("an error of several frames")
-            self._free()
+            if self.answer is not None:
+                self.answer.failed()
+            self.end_answer()
             self.function.handler_failed(self, call, error, clean)
+        elif kind == wire.REPLY and not flags and payload.startswith(_PLAIN_PREFIX) and len(payload) <= self._limit:
+            self._free()
+            self.function.answered(self, call, 200, JSON, payload[len(_PLAIN_PREFIX) :], clean)
+        elif self.answer is not None:
+            self.answer.frame(kind, flags, payload, clean)
         else:
-            if kind == wire.REPLY:
-                meta, body = wire.split(payload)
-                self._status = (200, JSON) if meta == _PLAIN else _checked(_decode_reply(meta))
-                if not flags:
-                    self._free()
-                    self.function.answered(self, call, *self._status, body, clean)
-                    return
-                self._parts = [body]
-            else:
-                self._parts.append(payload)
-            if not flags and self._status is not None:
-                parts, self._parts = self._parts, []
-                self._free()
-                self.function.answered(self, call, *self._status, b"".join(parts), clean)
+            answers.begin(self, call, kind, flags, payload, clean)
 
     def _on_first(self, kind: int, number: int, payload: bytes) -> None:
         """Take a frame that says how the set-up and the import went."""
@@ -258,6 +293,7 @@ class Instance:
                 raise WireError(f"first frame is of kind {kind} for request {number}")
         elif kind == wire.READY and number == 0:
             ready = _decode_ready(wire.split(payload)[0])
+            asked = self._speaks(ready.contract)
             self.ready = True
             self.function.fleet.learnt(self, ready)
             took = monotonic() - self.asked
@@ -267,13 +303,28 @@ class Instance:
                 self.state, self.deadline = State.IDLE, NEVER
                 self.function.available(self)
             else:
-                self.state, self.deadline = State.BUSY, monotonic() + self.function.config.timeout
+                self.state, self.deadline = State.BUSY, monotonic() + self._timeout(self.call)
                 self.call.sent = monotonic()
+                if not asked:
+                    self._ask_late(self.call)
         elif kind == wire.ERROR and number == 0:
             error = _decode_error(wire.split(payload)[0])
             self.function.init_failed(self, error)
         else:
             raise WireError(f"frame of kind {kind} for request {number} before READY")
+
+    def _speaks(self, contract: str) -> bool:
+        """Take its word for how it is to be asked; False if that was not known until now."""
+        known, self.contract = self.contract, contract
+        self.function.speaks(self, contract)
+        if known and known != contract and self.call is not None:
+            raise WireError(f"its contract is {contract}, and {known} was that of its version")
+        return bool(known)
+
+    def end_answer(self) -> None:
+        """Take the call away once nothing more is to come of its answer."""
+        self.answer = None
+        self._free()
 
     def _free(self) -> None:
         """Take the call away: it is about to be answered."""
@@ -312,11 +363,8 @@ class Instance:
         self.output.end_line()
 
     def kill(self) -> None:
-        """Kill every process in it, frozen or not, by the kernel's own hand."""
-        try:
-            os.write(self._handles.kill, b"1")
-        except OSError:
-            pass  # its cgroup is gone, and so is everything in it
+        """End every process in it."""
+        self._handles.end()
 
     @property
     def evictable(self) -> bool:
@@ -333,24 +381,16 @@ class Instance:
         self.function.evicted(self)
 
     def measure(self, now: float) -> None:
-        """Look at how much memory is charged to it: private copies of pages, and its files in memory."""
-        if self._handles.memory < 0 or now - self.measured < _MEASURE_AGAIN:
-            return
-        self.measured = now
-        try:
-            self.worth.size = self.function.stats.memory = int(os.pread(self._handles.memory, 32, 0))
-        except (OSError, ValueError):
-            pass  # it is being removed
+        """Look at how much memory is charged to it, unless that was done a moment ago."""
+        if now - self.measured >= _MEASURE_AGAIN:
+            self.measured = now
+            charged = self._handles.charged()
+            if charged is not None:
+                self.worth.size = self.function.stats.memory = charged
 
     def oom_kills(self) -> int | None:
         """Return how many of its processes the kernel killed for memory; None where only the broker can know."""
-        if self._handles.events < 0:
-            return None
-        try:
-            text = os.pread(self._handles.events, 1024, 0)
-        except OSError:
-            return None
-        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(b"oom_kill ")), 0)
+        return self._handles.oom_kills()
 
     @property
     def events(self) -> int:
@@ -362,38 +402,12 @@ class Instance:
         if self.state is not State.DYING:
             self.output.close()
             self.state, self.deadline = State.DYING, NEVER
-            self._loop.remove_writer(self._handles.channel)
+            self._outbox.close()
             for fd in (self._handles.channel, self._handles.pidfd):
                 self._loop.remove_reader(fd)
 
     def close(self) -> None:
         """Let go of every descriptor."""
         self.detach()
-        handles = self._handles
-        for fd in (
-            handles.channel,
-            handles.freeze,
-            handles.kill,
-            handles.log,
-            handles.pidfd,
-            handles.events,
-            handles.memory,
-        ):
-            if fd >= 0:
-                os.close(fd)
-
-
-def _checked(meta: _ReplyMeta) -> tuple[int, bytes]:
-    if not 200 <= meta.status <= 599 or not responses.content_type_ok(meta.content_type):
-        raise WireError("a reply with a status or content type that cannot be sent on")
-    return meta.status, meta.content_type.encode("ascii")
-
-
-def _split(number: int, meta: bytes, body: bytes) -> list[bytes]:
-    """Cut a long request into a REQUEST frame and BODY frames."""
-    first = wire.MAX_PAYLOAD - wire.META.size - len(meta)
-    frames = [wire.message(wire.REQUEST, number, meta, body[:first], wire.MORE)]
-    for start in range(first, len(body), wire.MAX_PAYLOAD):
-        end = start + wire.MAX_PAYLOAD
-        frames.append(wire.frame(wire.BODY, number, body[start:end], wire.MORE if end < len(body) else 0))
-    return frames
+        self.answer = None  # they know each other
+        self._handles.close()

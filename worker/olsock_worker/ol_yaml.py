@@ -22,6 +22,7 @@ _Handler = Annotated[
     ),
 ]
 _Runtime = Annotated[str, msgspec.Meta(pattern=r"^python3\.[0-9]{1,2}$")]
+Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
 
 
@@ -46,6 +47,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] | None = None
     tmpfs_size: Size | None = None
     timeout: Seconds | None = None
+    websocket_timeout: Seconds | None = None
     concurrency: Count | None = None
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
     runtime: _Runtime | None = None
@@ -55,6 +57,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     zygote: bool | Literal["auto", "wait", "off"] | None = None
     debug: bool = False
     handler: _Handler = "f:f"
+    contract: Contract = "auto"
 
 
 class FunctionConfig(msgspec.Struct, frozen=True):
@@ -68,6 +71,7 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     pids: int
     tmpfs_size: int
     timeout: float
+    websocket_timeout: float
     concurrency: int
     queue: int
     runtime: str  # "": the worker's own interpreter, or the one of its settings
@@ -76,6 +80,7 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     zygote: Literal["auto", "wait", "off"]
     debug: bool
     handler: str
+    contract: Contract
 
     def allow(self) -> str:
         """Return the value of an Allow header."""
@@ -117,6 +122,7 @@ def parse(text: bytes, defaults: FunctionDefaults) -> FunctionConfig:
 
 def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
     zygote, alone = given.zygote, given.isolation == "request"
+    timeout = _or(given.timeout, defaults.timeout)
     if isinstance(zygote, bool):
         zygote = "auto" if zygote else "off"
     return FunctionConfig(
@@ -127,7 +133,8 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         cpus=_or(given.cpus, defaults.cpus),
         pids=_or(given.pids, defaults.pids),
         tmpfs_size=_size(given.tmpfs_size, defaults.tmpfs_size, "tmpfs-size"),
-        timeout=_or(given.timeout, defaults.timeout),
+        timeout=timeout,
+        websocket_timeout=_or(_or(given.websocket_timeout, defaults.websocket_timeout), timeout),
         concurrency=_or(given.concurrency, defaults.concurrency),
         queue=_or(given.queue, defaults.queue),
         runtime=given.runtime or "",
@@ -136,6 +143,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         zygote=_or(zygote, defaults.zygote),
         debug=given.debug,
         handler=given.handler,
+        contract=given.contract,
     )
 
 

@@ -41,6 +41,11 @@ class Deployment(msgspec.Struct, frozen=True):
         """Where it lies, below the store."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def root_path(self) -> str:
+        """What it is mounted at: requests for it begin with this."""
+        return f"/run/{self.name}"
+
 
 class Changes(msgspec.Struct, frozen=True):
     """What a look at the registry found."""

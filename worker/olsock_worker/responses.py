@@ -70,6 +70,11 @@ def head(status: int, content_type: bytes, request_id: str, length: int, date: b
     )
 
 
+def passed_on(status: int, request_id: str, date: bytes, lines: bytes) -> bytes:
+    """Return everything before the body of a reply whose header lines have been made."""
+    return b"%b%bx-request-id: %b\r\n%b\r\n" % (status_line(status), date, request_id.encode(), lines)
+
+
 def header_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
     """Return header lines of our own making."""
     return b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in headers)

@@ -37,6 +37,10 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     idle_timeout: Seconds = 75.0
     connections: Count = 1024
     pipeline: Count = 64
+    stream: Size = "200M"  # largest reply that is passed on as it comes
+    websocket_message: Size = "1M"  # largest message of a WebSocket, either way
+    websocket_idle: Seconds = 60.0  # without a sign of life from the client
+    disconnect_grace: Seconds = 5.0  # for a function to end a stream or a WebSocket whose client has gone
 
 
 class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +51,7 @@ class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
     tmpfs_size: Size = "64M"
     timeout: Seconds = 30.0
+    websocket_timeout: Seconds | None = None  # None: `timeout`
     concurrency: Count = 32
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
     zygote: Literal["auto", "wait", "off"] = "auto"
@@ -117,7 +122,7 @@ def _with_bytes(settings: Settings) -> Settings:
     http, function = settings.http, settings.function
     return msgspec.structs.replace(
         settings,
-        http=_sizes(http, "http.", ("body", "bodies", "reply")),
+        http=_sizes(http, "http.", ("body", "bodies", "reply", "stream", "websocket_message")),
         function=_sizes(function, "function.", ("memory", "tmpfs_size")),
         **{
             name: parse_size(getattr(settings, name), name)

@@ -1,0 +1,102 @@
+"""What a sandbox is told of a request. Web applications get its headers as they came, but for what the front answers for."""
+
+from __future__ import annotations
+
+from time import time
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from olsock.runtime import wire
+from olsock_worker.handshakes import Handshake, RefusedError, wishes
+from olsock_worker.heads import HOP_BY_HOP, tokens
+
+if TYPE_CHECKING:
+    from olsock_worker.calls import Call
+    from olsock_worker.http import Connection
+    from olsock_worker.ol_yaml import FunctionConfig
+
+SCHEME = "http"
+_FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
+_NEEDED = frozenset(("host", "content-length"))  # whatever `Connection` says
+
+
+class EventMeta(msgspec.Struct):
+    """Metadata of a REQUEST frame for event handlers."""
+
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    deadline_ms: int  # Unix time
+
+
+class WebMeta(msgspec.Struct, omit_defaults=True):
+    """Metadata of a REQUEST frame for WSGI and ASGI applications."""
+
+    id: str
+    method: str
+    path: str
+    query: str
+    headers: list[tuple[str, str]]
+    deadline_ms: int  # Unix time
+    web: bool
+    scheme: str
+    http_version: str
+    server: tuple[str, int]
+    client: tuple[str, int]
+    type: str = ""  # "websocket": a handshake
+    subprotocols: list[str] | None = None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
+    """Return a call as frames for a web application, as a WebSocket's handshake if it is one and the application can.
+
+    Raises `RefusedError`.
+    """
+    if asgi and wishes(call):
+        call.handshake = Handshake(call)
+    timeout = config.timeout if call.handshake is None else config.websocket_timeout
+    client, server = cast("Connection", call.connection).addresses()
+    meta = WebMeta(
+        id=call.id,
+        method=call.method,
+        path=call.path,
+        query=call.query,
+        headers=headers(call, client[0]),
+        deadline_ms=int((time() + timeout) * 1000),
+        web=True,
+        scheme=SCHEME,
+        http_version=call.version,
+        server=server,
+        client=client,
+    )
+    if call.handshake is not None:
+        meta.type, meta.subprotocols = "websocket", call.handshake.subprotocols
+    data = _encode(meta)
+    if len(data) > wire.MAX_META:
+        raise RefusedError(431, "headers_too_large", "request line and headers too large for a function")
+    return wire.split_message(wire.REQUEST, call.number, data, call.body)
+
+
+def headers(call: Call, address: str) -> list[tuple[str, str]]:
+    """Return the headers in their order, those that come twice twice, without hop-by-hop ones, with X-Forwarded-*."""
+    given = call.headers
+    # To WSGI an underscore is a hyphen, so that x_forwarded_for would be taken for ours: no header with one is passed on.
+    dropped = HOP_BY_HOP | (tokens(given.get("connection", "")) - _NEEDED) | {"expect", *_FORWARDED}
+    found = [
+        (name, value)
+        for name, value in call.fields()
+        if name not in dropped and not name.startswith("proxy-") and "_" not in name
+    ]
+    if "transfer-encoding" in given:
+        found.append(("content-length", str(len(call.body))))  # it came in chunks, and is whole now
+    for name, value in zip(_FORWARDED, (address, SCHEME, given.get("host", "")), strict=True):
+        before = given.get(name)
+        if value or before:
+            found.append((name, f"{before}, {value}" if before else value))
+    return found

@@ -1,0 +1,57 @@
+"""The descriptors of one sandbox: all that the front has of it, and no more than it needs."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+
+class Handles(msgspec.Struct, frozen=True):
+    """As the broker sends them."""
+
+    channel: int
+    freeze: int
+    kill: int
+    log: int
+    pidfd: int
+    events: int = -1  # memory.events, where the host has it
+    memory: int = -1  # how many bytes are charged to it
+
+    @classmethod
+    def of(cls, fds: list[int], events: bool, memory: bool) -> Handles:
+        """Name the descriptors of a `Started` message."""
+        channel, freeze, kill, log, pidfd, *rest = fds
+        return cls(channel, freeze, kill, log, pidfd, rest.pop(0) if events else -1, rest.pop(0) if memory else -1)
+
+    def end(self) -> None:
+        """Kill every process, frozen or not, by the kernel's own hand."""
+        try:
+            os.write(self.kill, b"1")
+        except OSError:
+            pass  # its cgroup is gone, and so is everything in it
+
+    def charged(self) -> int | None:
+        """Return how many bytes of memory are charged to it: private copies of pages, and its files in memory."""
+        if self.memory < 0:
+            return None
+        try:
+            return int(os.pread(self.memory, 32, 0))
+        except (OSError, ValueError):
+            return None  # it is being removed
+
+    def oom_kills(self) -> int | None:
+        """Return how many of its processes the kernel killed for memory; None where only the broker can know."""
+        if self.events < 0:
+            return None
+        try:
+            text = os.pread(self.events, 1024, 0)
+        except OSError:
+            return None
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(b"oom_kill ")), 0)
+
+    def close(self) -> None:
+        """Let go of every one."""
+        for fd in (self.channel, self.freeze, self.kill, self.log, self.pidfd, self.events, self.memory):
+            if fd >= 0:
+                os.close(fd)
