@@ -6,7 +6,7 @@ The twin of olsock/runtime/measure.py. It comes from a sandbox, so a figure may 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -36,6 +36,7 @@ class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     init_ms: _Milliseconds
     imports: Annotated[tuple[Imported, ...], Meta(max_length=MAX_IMPORTS)] = ()  # the longest ones first
     used: Annotated[tuple[_Package, ...], Meta(max_length=MAX_USED)] = ()  # of what its zygote had imported
+    contract: Literal["event", "stream", "wsgi", "asgi"] = "event"  # how it is called
 
 
 decode: Callable[[bytes], Ready] = msgspec.json.Decoder(Ready).decode

@@ -24,11 +24,16 @@ REPLY = 5  # from the sandbox: the result; metadata + the first part of the body
 ERROR = 6  # from the sandbox: the invocation (request id 0: the import) failed; metadata says how
 STARTED = 8  # from the sandbox, first: its runtime runs, isolated; no payload
 FAULT = 7  # from the sandbox: its set-up failed; the payload is a struct ols_err
+WS_ACCEPT = 9  # from the sandbox: a WebSocket handshake is accepted (metadata only)
+WS_MESSAGE = 10  # either way: one message of a WebSocket; metadata + the first part of it
+WS_CLOSE = 11  # either way: the end of a WebSocket (metadata only); that of the sandbox ends the request
+DISCONNECT = 12  # to the sandbox: the client of the running request has gone; no payload
 
 MORE = 1  # flag: a BODY frame of the same request follows
 
-FROM_BOX = frozenset((BODY, STARTED, READY, REPLY, ERROR, FAULT))  # kinds that a sandbox may send
-FROM_HOST = frozenset((CONFIG, REQUEST, BODY))  # kinds that the host may send
+# Kinds that a sandbox may send, and those that the host may.
+FROM_BOX = frozenset((BODY, STARTED, READY, REPLY, ERROR, FAULT, WS_ACCEPT, WS_MESSAGE, WS_CLOSE))
+FROM_HOST = frozenset((CONFIG, REQUEST, BODY, WS_MESSAGE, WS_CLOSE, DISCONNECT))
 
 MAX_META = 64 * 1024
 MAX_PAYLOAD = 1024 * 1024  # a sender splits longer bodies
@@ -53,6 +58,18 @@ def message(kind: int, request: int, meta: bytes, body: bytes = b"", flags: int 
             body,
         )
     )
+
+
+def split_message(kind: int, request: int, meta: bytes, body: bytes) -> list[bytes]:
+    """Return a message as frames that keep to MAX_PAYLOAD: one, and as many BODY frames as its body takes."""
+    first = MAX_PAYLOAD - META.size - len(meta)
+    if len(body) <= first:
+        return [message(kind, request, meta, body)]
+    frames = [message(kind, request, meta, body[:first], MORE)]
+    for start in range(first, len(body), MAX_PAYLOAD):
+        more = MORE if start + MAX_PAYLOAD < len(body) else 0
+        frames.append(frame(BODY, request, body[start : start + MAX_PAYLOAD], more))
+    return frames
 
 
 def header(data: bytes, known: frozenset[int]) -> tuple[int, int, int, int]:
@@ -80,14 +97,17 @@ class Parser:
     Beyond what `header` refuses it holds the peer to the sequence rule: a frame that says MORE is
     followed by a BODY frame of the same request and by nothing else, and no BODY frame comes unannounced.
     `limit` bounds the payloads of one message (a frame and its BODY frames) together; what is kept
-    between calls never exceeds one frame and one chunk. After a WireError the stream has no meaning any
-    more: throw the parser away.
+    between calls never exceeds one frame and one chunk. With `streams`, an ERROR frame may end a REPLY of
+    the same request instead of its last BODY frame, and `extend` lets a message that is passed on as it
+    comes be longer. After a WireError the stream has no meaning any more: throw the parser away.
     """
 
-    __slots__ = ("_buffer", "_known", "_left", "_limit", "_need", "_open")
+    __slots__ = ("_buffer", "_known", "_left", "_limit", "_need", "_open", "_reply", "_streams")
 
-    def __init__(self, known: frozenset[int], limit: int) -> None:
+    def __init__(self, known: frozenset[int], limit: int, streams: bool = False) -> None:
         self._known = known
+        self._streams = streams
+        self._reply = False  # the open message is a REPLY
         self._limit = limit
         self._left = limit  # payload bytes that the open message may still bring
         self._open: int | None = None  # request id of the message whose BODY must come next
@@ -98,6 +118,10 @@ class Parser:
     def idle(self) -> bool:
         """True between messages: no byte of an unfinished frame or message has been seen."""
         return not self._buffer and self._open is None
+
+    def extend(self, size: int) -> None:
+        """Let the open message bring `size` bytes more, as that many have been passed on."""
+        self._left = min(self._limit, self._left + size)
 
     def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
         """Return the frames that `data` completes, each as (kind, flags, request, payload)."""
@@ -131,10 +155,14 @@ class Parser:
         return frames
 
     def _sequence(self, kind: int, flags: int, length: int, request: int) -> None:
+        if kind == ERROR and self._streams and self._reply and request == self._open and not flags:
+            self._open = None
+            return
         if (kind == BODY) != (self._open is not None):
             raise WireError("unannounced BODY frame" if kind == BODY else f"kind {kind} instead of BODY")
         if kind != BODY:
             self._left = self._limit
+            self._reply = kind == REPLY
         elif request != self._open:
             raise WireError(f"BODY of request {request} inside request {self._open}")
         if flags and not length:
