@@ -26,6 +26,8 @@ from olsock.results import CommandError, Completed, Usage
 from olsock.sandbox import Process, Sandbox
 from olsock.snippets import ExecError, ExecResult
 from olsock.spec import Bind
+from olsock.streams import Stream
+from olsock.web import Response
 from olsock.zygote import Zygote
 
 __all__ = [
@@ -52,9 +54,11 @@ __all__ = [
     "ProtocolError",
     "PythonPool",
     "Ready",
+    "Response",
     "Sandbox",
     "SandboxDeadError",
     "SpecError",
+    "Stream",
     "UnsupportedError",
     "Usage",
     "Zygote",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
-from olsock import function, packages, python_pool, sandbox, zygote
+from olsock import function, packages, python_pool, sandbox, streams, web, zygote
 from olsock.cgroups import Stats
 from olsock.errors import OlsockError
 from olsock.function import Handles
@@ -228,6 +228,35 @@ class Sandbox(_Made[sandbox.Sandbox]):
         return await _wait(self.sync.stats)
 
 
+class Stream(_Owned[streams.Stream]):
+    """See `olsock.Stream`: to be iterated over with `async for`. Cancelling that ends the function."""
+
+    def __init__(self, owner: function.Function, sync: streams.Stream) -> None:
+        self._owner, self.sync = owner, sync
+
+    @property
+    def status(self) -> int:
+        """The status of the answer."""
+        return self.sync.status
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Its headers."""
+        return self.sync.headers
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        part = await _wait_or_end(self._owner.close, next, self.sync, None)
+        if part is None:
+            raise StopAsyncIteration
+        return part
+
+    async def __aenter__(self) -> Self:
+        return self
+
+
 class Function(_Made[function.Function]):
     """See `olsock.Function`."""
 
@@ -245,6 +274,39 @@ class Function(_Made[function.Function]):
     async def invoke(self, event: Any = None, timeout: float | None = None) -> Any:
         """Call the handler; cancelling ends it, as nobody would read its answer."""
         return await _wait_or_end(self.sync.close, self.sync.invoke, event, timeout)
+
+    async def stream(self, event: Any = None, timeout: float | None = None) -> Stream:
+        """Call a function that generates; cancelling ends it."""
+        return Stream(self.sync, await _wait_or_end(self.sync.close, self.sync.stream, event, timeout))
+
+    async def request(
+        self,
+        method: str = "GET",
+        path: str = "/",
+        *,
+        headers: web.Headers = (),
+        body: bytes = b"",
+        timeout: float | None = None,
+    ) -> web.Response:
+        """Ask a WSGI or ASGI application; cancelling ends it."""
+        return await _wait_or_end(
+            self.sync.close, self.sync.request, method, path, headers=headers, body=body, timeout=timeout
+        )
+
+    async def request_stream(
+        self,
+        method: str = "GET",
+        path: str = "/",
+        *,
+        headers: web.Headers = (),
+        body: bytes = b"",
+        timeout: float | None = None,
+    ) -> Stream:
+        """Ask a WSGI or ASGI application, and read its answer as it comes; cancelling ends it."""
+        opened = await _wait_or_end(
+            self.sync.close, self.sync.request_stream, method, path, headers=headers, body=body, timeout=timeout
+        )
+        return Stream(self.sync, opened)
 
     async def exchange(self, body: bytes, timeout: float | None) -> bytes:
         """Call the handler with JSON as it is sent; cancelling ends it."""

@@ -13,12 +13,12 @@ import select
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from olsock import packets, readiness
+from olsock import packets, readiness, web
 from olsock.deadline import Deadline
 from olsock.errors import DeadlineError, InvocationError, OlsockError, ProtocolError, SandboxDeadError
 from olsock.readiness import Ready
@@ -27,6 +27,7 @@ from olsock.runtime import wire
 MAX_REPLY = 16 * 1024 * 1024
 FAULT_SIZE = 256  # sizeof(struct ols_err)
 CHUNK = 64 * 1024
+PATIENCE = 1.0  # seconds for a stream to end that nobody reads any more
 
 
 class ReplyMeta(msgspec.Struct):
@@ -69,11 +70,12 @@ class Channel:
         sock.setblocking(False)
         self._sock = sock
         self._max_reply = max_reply
-        self._parser = wire.Parser(wire.FROM_BOX, max_reply + wire.MAX_META + wire.META.size)
+        self._parser = wire.Parser(wire.FROM_BOX, max_reply + wire.MAX_META + wire.META.size, streams=True)
         self._frames: deque[tuple[int, int, int, bytes]] = deque()
         self._started = False
         self._ready: Ready | None = None
         self._condemned = ""  # why
+        self._open = False  # a reply has begun whose end has not come
         self._aux = dict(aux or {})
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
@@ -109,20 +111,55 @@ class Channel:
         """Send one request whose body is `event` (JSON text, or nothing) and return the reply's (metadata, body).
 
         Raises `InvocationError` if the handler could not answer. A channel whose handler is still being imported is
-        waited for; that counts against `timeout`, in seconds.
+        waited for; that counts against `timeout`, in seconds. Of a function that generates, the whole stream is returned.
         """
-        # Drawn, not counted: what a sandbox sends before it has seen a request cannot be the answer to it.
-        request = int.from_bytes(os.urandom(8), "little") | 1
-        frames = _split(request, json.dumps(meta).encode(), event)
+        request, frames = _request(meta, event)
         with _Turn(self, timeout) as deadline:
             if self._ready is not None:
                 self._refuse_unasked()
             self._send(frames, deadline)
-            self._await_ready(deadline)
-            reply, body = self._await_reply(request, deadline)
-            if self._frames or not self._parser.idle:
-                self._refuse("bytes after a reply")
+            if self._await_ready(deadline).contract == "event":
+                reply, body = self._await_reply(request, deadline)
+            else:
+                head, *parts = self._answer(request, "", deadline, self._max_reply)
+                kinds = [value for name, value in head.headers if name == "content-type"]
+                reply = {"status": head.status, "content_type": kinds[0] if kinds else "", "stream": True}
+                body = b"".join(parts)
+            self._check_idle()
             return reply, body
+
+    def exchange(
+        self,
+        body: bytes,
+        meta: Mapping[str, Any],
+        timeout: float | None = None,
+        *,
+        contracts: Collection[str],
+        limit: int | None = None,
+    ) -> Generator[Any, None, None]:
+        """Send one request, and yield the head of the reply (`web.Head`) first, then the parts of its body as they come.
+
+        `contracts` are those of functions that this request is for, `limit` bounds the body in bytes. The channel is taken
+        until the end; closing the generator before that tells the sandbox that nobody reads, and waits a moment for its end.
+        """
+        request, frames = _request(meta, body)
+        with _Turn(self, timeout) as deadline:
+            contract = self._await_ready(deadline).contract
+            if contract not in contracts:
+                raise InvocationError("malformed", f"a function of contract {contract!r} is not called like this")
+            self._refuse_unasked()
+            self._send(frames, deadline)
+            answer = self._answer(request, str(meta.get("method", "")), deadline, limit)
+            head = next(answer)
+            try:
+                yield head
+                yield from answer
+            except GeneratorExit:
+                answer.close()
+                left = deadline.seconds()
+                self._hang_up(request, Deadline(PATIENCE if left is None else min(PATIENCE, left)))
+                return
+            self._check_idle()
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
@@ -158,20 +195,73 @@ class Channel:
         if answered != request or kind not in (wire.REPLY, wire.ERROR):
             self._refuse(f"frame of kind {kind} for request {answered}, out of turn")
         if kind == wire.ERROR:
-            if flags or self._frames or not self._parser.idle:
-                self._refuse("an error is one frame, and the last one")
-            self._raise_error(payload, init=False)
+            self._end_with_error(flags, payload)
         meta, body = self._metadata(payload, _reply)
         if not 100 <= meta.status <= 599 or not meta.content_type.isascii() or not meta.content_type.isprintable():
             self._refuse("reply with an impossible status or content type")
         parts, size = [body], len(body)
         while flags:
-            _, flags, _, payload = self._next(deadline)  # the parser lets nothing but its BODY frames follow
+            kind, flags, _, payload = self._next(deadline)
+            if kind != wire.BODY:
+                self._refuse("a reply to an event that breaks off")
             parts.append(payload)
             size += len(payload)
         if size > self._max_reply:
             self._refuse(f"reply longer than {self._max_reply} bytes")
         return {"status": meta.status, "content_type": meta.content_type}, b"".join(parts)
+
+    def _answer(self, request: int, method: str, deadline: Deadline, limit: int | None) -> Generator[Any, None, None]:
+        """Yield the head of a reply with headers, then the parts of its body."""
+        kind, flags, answered, payload = self._next(deadline)
+        if answered != request or kind not in (wire.REPLY, wire.ERROR):
+            self._refuse(f"frame of kind {kind} for request {answered}, out of turn")
+        if kind == wire.ERROR:
+            self._end_with_error(flags, payload)
+        (head, promised), part = self._metadata(payload, web.decode)
+        if method == "HEAD" or head.status in web.BODYLESS:
+            promised = 0
+        if not head.stream:
+            limit = self._max_reply
+        self._open = bool(flags)
+        yield head
+        size = 0
+        while True:
+            size += len(part)
+            if (promised is not None and size > promised) or (limit is not None and size > limit):
+                self._refuse("a body longer than its content-length, or than can be taken")
+            if part:
+                self._parser.extend(len(part))
+                yield part
+            if not flags:
+                break
+            kind, flags, _, part = self._next(deadline)  # the parser lets nothing else of another request follow
+            self._open = bool(flags)
+            if kind == wire.ERROR:
+                self._end_with_error(flags, part)
+        if promised is not None and size != promised:
+            self._refuse(f"a body of {size} bytes with a content-length of {promised}")
+
+    def _end_with_error(self, flags: int, payload: bytes) -> NoReturn:
+        self._open = False
+        if flags or self._frames or not self._parser.idle:
+            self._refuse("an error is one frame, and the last one")
+        self._raise_error(payload, init=False)
+
+    def _hang_up(self, request: int, deadline: Deadline) -> None:
+        """Have a reply that has begun end, and take what is left of it."""
+        if self._open:
+            self._send([wire.frame(wire.DISCONNECT, request)], deadline)
+        while self._open:
+            kind, flags, _, payload = self._next(deadline)
+            self._open = bool(flags)
+            self._parser.extend(len(payload))
+            if kind == wire.ERROR:
+                break
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self._frames or not self._parser.idle:
+            self._refuse("bytes after a reply")
 
     def _metadata(self, payload: bytes, decode: Callable[[bytes], Any], empty: bool = False) -> tuple[Any, bytes]:
         try:
@@ -296,15 +386,11 @@ class _Turn:
         self._channel._turn.release()
 
 
-def _split(request: int, meta: bytes, body: bytes) -> list[bytes]:
-    """Return a request as frames that keep to MAX_PAYLOAD."""
-    if len(meta) > wire.MAX_META:
-        raise ValueError(f"{len(meta)} bytes of metadata, at most {wire.MAX_META} are possible")
-    first = wire.MAX_PAYLOAD - wire.META.size - len(meta)
-    if len(body) <= first:
-        return [wire.message(wire.REQUEST, request, meta, body)]
-    frames = [wire.message(wire.REQUEST, request, meta, body[:first], wire.MORE)]
-    for start in range(first, len(body), wire.MAX_PAYLOAD):
-        more = wire.MORE if start + wire.MAX_PAYLOAD < len(body) else 0
-        frames.append(wire.frame(wire.BODY, request, body[start : start + wire.MAX_PAYLOAD], more))
-    return frames
+def _request(meta: Mapping[str, Any], body: bytes) -> tuple[int, list[bytes]]:
+    """Return the number of a new request, and its frames."""
+    encoded = json.dumps(meta).encode()
+    if len(encoded) > wire.MAX_META:
+        raise ValueError(f"{len(encoded)} bytes of metadata, at most {wire.MAX_META} are possible")
+    # Drawn, not counted: what a sandbox sends before it has seen a request cannot be the answer to it.
+    request = int.from_bytes(os.urandom(8), "little") | 1
+    return request, wire.split_message(wire.REQUEST, request, encoded, body)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from olsock import host as hosts
-from olsock import memory
+from olsock import memory, web
 from olsock._core import mounts, process, seccomp
 from olsock.box import Command, Mounts, Setup, limits
 from olsock.cgroups import Leaf, Stats
-from olsock.channel import Channel
+from olsock.channel import MAX_REPLY, Channel
 from olsock.endpoints import Endpoints, Tail
 from olsock.errors import DeadlineError, InvocationError, OlsockError, ProtocolError, SandboxDeadError, SpecError
 from olsock.interpreter import ENVIRONMENT, Interpreter
@@ -26,11 +26,13 @@ from olsock.readiness import Ready
 from olsock.rootfs import TASK
 from olsock.runtime import wire
 from olsock.spec import USER, FunctionSpec
+from olsock.streams import Stream
 
 LOG_LIMIT = 64 * 1024
 INIT_TIMEOUT = 30.0
 LAST_BREATH = 0.1  # seconds between the end of a channel and that of its process
 TIMEOUT = 30.0
+EVENT = {"method": "POST", "path": "/"}  # what a function is told of a call that is no HTTP request
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +132,73 @@ class Function(Owned):
 
         `timeout` is in seconds. Raises `InvocationError`; its `kind` tells whether the handler raised, its module could
         not be imported, it crashed, ran out of memory or of time. After the last three the function is closed.
+
+        Of a function that generates, all items are returned: joined if they are bytes or text, else as a list.
         """
-        answer = self.exchange(b"" if event is None else json.dumps(event).encode(), timeout or TIMEOUT)
+        meta, answer = self._call(b"" if event is None else json.dumps(event).encode(), timeout or TIMEOUT)
         try:
-            return json.loads(answer) if answer else None
+            return _decoded(meta["content_type"] if meta.get("stream") else "", answer)
         except (ValueError, RecursionError):
-            raise self._failure(ProtocolError("the reply is not JSON")) from None
+            raise self._failure(ProtocolError("the reply is not what it says it is")) from None
 
     def exchange(self, body: bytes, timeout: float | None) -> bytes:
         """Do what `invoke` does with JSON as it is sent, and is sent back by a sandbox that need not be believed.
 
         `timeout` in seconds, None for none. For who parses answers with bounds of its own.
         """
+        return self._call(body, timeout)[1]
+
+    def _call(self, body: bytes, timeout: float | None) -> tuple[dict[str, Any], bytes]:
         try:
-            return self._channel.invoke(body, {"method": "POST", "path": "/"}, timeout)[1]
+            return self._channel.invoke(body, EVENT, timeout)
         except (SandboxDeadError, DeadlineError, ProtocolError) as e:
             raise self._failure(e) from None
+
+    def stream(self, event: Any = None, timeout: float | None = None) -> Stream:
+        """Call a function that generates; return its items as they are made, as bytes.
+
+        `timeout` in seconds is for all of them. Raises as `invoke` does, until the first item is there.
+        """
+        body = b"" if event is None else json.dumps(event).encode()
+        return Stream(self._channel.exchange(body, EVENT, timeout or TIMEOUT, contracts=("stream",)), self._failure)
+
+    def request(
+        self,
+        method: str = "GET",
+        path: str = "/",
+        *,
+        headers: web.Headers = (),
+        body: bytes = b"",
+        timeout: float | None = None,
+    ) -> web.Response:
+        """Ask a WSGI or ASGI application; `path` may have a query. Raises as `invoke` does.
+
+        What the application answers is a `Response`, whatever its status; 16 MiB at most.
+        """
+        with self._open(method, path, headers, body, timeout, MAX_REPLY) as stream:
+            return web.Response(stream.status, stream.headers, stream.read())
+
+    def request_stream(
+        self,
+        method: str = "GET",
+        path: str = "/",
+        *,
+        headers: web.Headers = (),
+        body: bytes = b"",
+        timeout: float | None = None,
+    ) -> Stream:
+        """Do what `request` does, and return the answer's body as it comes, of whatever length.
+
+        Raises until the application has answered with status and headers.
+        """
+        return self._open(method, path, headers, body, timeout, None)
+
+    def _open(
+        self, method: str, path: str, headers: web.Headers, body: bytes, timeout: float | None, limit: int | None
+    ) -> Stream:
+        meta = web.request(method, path, headers, body)
+        parts = self._channel.exchange(body, meta, timeout or TIMEOUT, contracts=("wsgi", "asgi"), limit=limit)
+        return Stream(parts, self._failure)
 
     def _failure(self, error: Exception) -> InvocationError:
         """Find out why there was no answer, and end what is left."""
@@ -250,6 +303,10 @@ def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     told = config_of(str(spec.handler), spec.env, interpreter)
     if not spec.measure:
         told["measure"] = False
+    if spec.contract != "auto":
+        told["contract"] = spec.contract
+    if spec.root_path:
+        told["root_path"] = spec.root_path
     meta = json.dumps(told).encode()
     if len(meta) > wire.MAX_META:
         raise SpecError("env", f"{len(spec.env)} variables", f"all of them within {wire.MAX_META} bytes")
@@ -265,6 +322,17 @@ def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter) ->
         "path": interpreter.path,
         "cwd": TASK,
     }
+
+
+def _decoded(kind: str, answer: bytes) -> Any:
+    """Return an answer as what its content type says it is."""
+    if kind == "application/octet-stream":
+        return answer
+    if kind.startswith("text/plain"):
+        return answer.decode()
+    if kind == "application/x-ndjson":
+        return [json.loads(line) for line in answer.splitlines()]
+    return json.loads(answer) if answer else None
 
 
 def describe_status(status: int) -> str:

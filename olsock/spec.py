@@ -21,6 +21,7 @@ from olsock.errors import SpecError
 
 Size = int | str
 Network = Literal["none", "host", "bridge"]
+Contract = Literal["auto", "event", "wsgi", "asgi"]
 PathLike = str | os.PathLike[str]
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -33,6 +34,8 @@ _LARGEST = (1 << 63) - 1
 _UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": 1 << 40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kmgt])(?:ib)?|b)?\s*", re.IGNORECASE)
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_ROOT_PATH = re.compile(r"(/[!$&-.0-;=@-Z_a-z~%]+)*")
+_FILE = re.compile(r"\w[\w-]*")
 _HOSTNAME_MAX = 64  # the kernel's __NEW_UTS_LEN
 _OWN_MOUNTS = ("/proc", "/dev", "/sys")  # made by us, at or below which nothing of a caller's is mounted
 
@@ -119,14 +122,18 @@ class Handler:
 
     @classmethod
     def parse(cls, value: str) -> Handler:
-        """Return a Handler from "module.sub:function" or "module.function"."""
-        accepted = '"module:function", "package.module:function" or "module.function"'
+        """Return a Handler from "module.sub:function", "module.function" or, as on AWS, "folder/module.function"."""
+        accepted = '"module:function", "package.module:function", "module.function" or "folder/module.function"'
         if not isinstance(value, str):
             raise SpecError("handler", value, accepted)
         module, separator, attribute = value.partition(":")
         if not separator:
             module, _, attribute = value.rpartition(".")
-        if not (_dotted(module) and _dotted(attribute)):
+        module = module.replace("/", ".")
+        # Files and folders with a dash in their names cannot be written in an import statement, but be imported.
+        if not (
+            all(map(_FILE.fullmatch, module.split("."))) and _dotted(module.replace("-", "_")) and _dotted(attribute)
+        ):
             raise SpecError("handler", value, accepted)
         return cls(module, attribute)
 
@@ -170,6 +177,8 @@ class FunctionOptions(_Resources, total=False):
     python: PathLike | None
     timeout: float | None
     measure: bool
+    contract: Contract
+    root_path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +281,8 @@ class FunctionSpec(Spec):
     python: str | None = None  # None: the interpreter that runs the library
     timeout: float | None = None  # seconds for the import of the handler; None: the library's default
     measure: bool = True  # have `ready` tell what was imported; a start without takes a fifth of a millisecond less
+    contract: Contract = "auto"  # how it is called; "auto": as its parameters say
+    root_path: str = ""  # what a web application is mounted at, such as "/run/hello"
 
     def __post_init__(self) -> None:
         Spec.__post_init__(self)
@@ -281,6 +292,9 @@ class FunctionSpec(Spec):
         _python(self.python)
         _number(self.timeout, "timeout", least=0.001, most=86400.0)
         _flag(self.measure, "measure")
+        _choice(self.contract, "contract", get_args(Contract))
+        if not isinstance(self.root_path, str) or not _ROOT_PATH.fullmatch(self.root_path):
+            raise SpecError("root_path", self.root_path, 'empty, or a path like "/run/hello", percent-encoded')
 
     @classmethod
     def parse(cls, **options: Unpack[FunctionOptions]) -> Self:
@@ -295,7 +309,9 @@ class FunctionSpec(Spec):
         values["packages"] = _directories(given.get("packages", ()), "packages")
         values["python"] = given.get("python") and os.path.abspath(_text(given["python"], "python", "a path"))
         values["timeout"] = given.get("timeout")
-        values["measure"] = given.get("measure", True)
+        for name in ("measure", "contract", "root_path"):
+            if name in given:
+                values[name] = given[name]
         return cls(**values)
 
 

@@ -2,6 +2,13 @@
 
 wire      frames, shared with the host side (there it is `olsock.runtime.wire`)
 handler   imports a function and answers requests for it
+contracts finds out whether a function is called with an event, or is a WSGI or ASGI application
+context   what a function with a second parameter is told
+loop      the one event loop of coroutines
+reply     an answer with status, headers and a body that may be a stream
+stream    generators
+wsgi      WSGI applications
+asgi      ASGI applications, with http, websocket and lifespan for the three things that they are told of
 shortcut  imports the function's own module without most of the import system
 measure   how long imports take, and which preloaded packages a function uses
 hooks     runs what a function wants done before and after it is forked from a snapshot

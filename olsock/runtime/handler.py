@@ -47,11 +47,13 @@ CHANNEL_FDS = (63, 31, 15)
 LOG_FDS = (62, 30, 14)
 
 CO_VARARGS = 0x04
+CO_GENERATORS = 0x20 | 0x200  # of either kind
 REPLY_META = b'{"status":200,"content_type":"application/json"}'
 REPLY_PREFIX = wire.META.pack(len(REPLY_META)) + REPLY_META
 FIRST_PART = wire.MAX_PAYLOAD - len(REPLY_PREFIX)
 MEASURING = measure.frame()
-OURS = (__file__, *[os.path.join(HERE, name) for name in ("shortcut.py", "zygote.py", "hooks.py")])
+Function = type(lambda: None)
+ENTRIES = ("OL_ENTRY_FILE", "OL_WSGI_ENTRY", "OL_ASGI_ENTRY")  # OpenLambda's variables
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -66,6 +68,24 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 _scan: Callable[[str, int], Any] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
+def neighbour(name: str) -> Any:
+    """Return a module of ours that only some functions need, loaded by path under a name that no user's module has."""
+    if __package__:
+        return __import__(f"olsock.runtime.{name}").runtime.__dict__[name]
+    known = f"_olsock_{name}"
+    found = sys.modules.get(known)
+    if found is None:
+        main = sys.modules.get("_olsock_main") or sys.modules["__main__"]
+        sys.modules.setdefault("_olsock_handler", main)  # they import this one; in a zygote it has that name already
+        path = os.path.join(HERE, f"{name}.py")
+        found = type(sys)(known)
+        found.__file__ = path
+        code = shortcut.compiled(known, path)
+        sys.modules[known] = found
+        exec(code, found.__dict__)
+    return found
+
+
 async def _nothing() -> None:
     """Exist for its type only."""
 
@@ -76,76 +96,65 @@ _unstarted.close()
 del _unstarted
 
 
-class Context:
-    """What a handler with a second parameter is told; AWS Lambda's names where it has them."""
-
-    __slots__ = (
-        "_deadline_ms",
-        "aws_request_id",
-        "function_name",
-        "function_version",
-        "headers",
-        "memory_limit_in_mb",
-        "method",
-        "path",
-        "query",
-    )
-
-    def __init__(self, config: dict[str, Any], request: int, meta: dict[str, Any]) -> None:
-        self.function_name: str = config.get("name", "")
-        self.function_version: str = config.get("version", "")
-        self.memory_limit_in_mb: int | None = config.get("memory_mb")
-        self.aws_request_id: str = meta.get("id") or str(request)
-        self.method: str = meta.get("method", "")
-        self.path: str = meta.get("path", "")
-        self.query: str = meta.get("query", "")
-        self.headers: Any = meta.get("headers") or {}
-        self._deadline_ms: float | None = meta.get("deadline_ms")
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Milliseconds until the deadline (sent as Unix time); a very long time where there is none."""
-        if self._deadline_ms is None:
-            return sys.maxsize
-        return max(0, int(self._deadline_ms - time.time() * 1000))
-
-
-def wants_context(function: Any) -> bool:
-    """Tell whether `function` takes a second argument: a required one, or an optional one called context."""
+def code_of(function: Any) -> tuple[Any, Any, bool]:
+    """Return the code object of what is called (None if it is built in C), its function, and whether it is bound."""
     for _ in range(32):  # decorators that pass *args say nothing themselves, what they wrap does
         code = getattr(function, "__code__", None)
         wrapped = getattr(function, "__wrapped__", None)
         if wrapped is None or not (code is None or code.co_flags & CO_VARARGS):
             break
         function = wrapped
-    bound = hasattr(function, "__self__")
+    if code is not None:
+        return code, function, hasattr(function, "__self__")
+    function = getattr(type(function), "__call__", None)  # noqa: B004 - the method is wanted
+    return getattr(function, "__code__", None), function, True
+
+
+def wants_context(function: Any) -> bool:
+    """Tell whether `function` takes a second argument: a required one, or an optional one called context."""
+    code, function, bound = code_of(function)
     if code is None:
-        function, bound = getattr(type(function), "__call__", None), True  # noqa: B004 - the method is wanted
-        code = getattr(function, "__code__", None)
-        if code is None:
-            return False  # built in C: cannot be asked
+        return False  # cannot be asked
     names = code.co_varnames[int(bound) : code.co_argcount]
     required = len(names) - len(function.__defaults__ or ())
     return required >= 2 or (len(names) >= 2 and names[1] == "context")
 
 
-def load(spec: str, code: str) -> Callable[..., Any]:
-    """Import what `package.module:attribute` (or `package.module.attribute`) names; `code` is where the function is."""
+def load(config: dict[str, Any]) -> tuple[Callable[..., Any], str]:
+    """Import what `config` names; return it, and its contract: event, stream, wsgi or asgi.
+
+    A handler is `package.module:attribute`, `package.module.attribute` or, as on AWS, `folder/module.attribute`.
+    """
+    spec: str = config["handler"]
     module, colon, attribute = spec.partition(":")
     if not colon:
         module, _, attribute = spec.rpartition(".")
     if not module or not attribute:
         raise ValueError(f"handler {spec!r}: expected module:function")
-    shortcut.import_module(module, code, measure.note)
-    found: Any = sys.modules[module]
-    for name in attribute.split("."):
-        found = getattr(found, name)
-    if not callable(found):
-        raise TypeError(f"handler {spec!r} is not callable")
-    return found  # type: ignore[no-any-return]
+    module, contract, env = module.replace("/", "."), config.get("contract", "auto"), config.get("env") or {}
+    if ENTRIES[0] in env or ENTRIES[1] in env or ENTRIES[2] in env:
+        module, attribute, contract = neighbour("contracts").override(env, module, attribute, contract)
+    shortcut.import_module(module, config["code"], measure.note)
+    found: Any = getattr(sys.modules[module], attribute, None)
+    if contract == "auto" and type(found) is Function and _takes_events(found):
+        return found, "event"
+    return neighbour("contracts").find(module, attribute, contract)  # type: ignore[no-any-return]
 
 
-def configure(config: dict[str, Any]) -> Callable[..., Any]:
-    """Make the process what `config` says (environment, module path, directory) and return the handler."""
+def _takes_events(function: Any) -> bool:
+    """Tell whether this is beyond doubt the commonest kind of function, for which nothing else need be loaded."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount]
+    return not (
+        len(names) > 2
+        or (len(names) == 2 and (names[1].startswith("start") or names[0] == "environ"))
+        or code.co_flags & (CO_VARARGS | CO_GENERATORS)
+        or getattr(function, "__wrapped__", None) is not None
+    )
+
+
+def configure(config: dict[str, Any]) -> tuple[Callable[..., Any], str]:
+    """Make the process what `config` says (environment, module path, directory); return the handler and its contract."""
     env = config.get("env") or {}
     for name, value in env.items():
         if os.environ.get(name) != value:  # to set one costs a fork ten pages, and most are as they were in the zygote
@@ -157,24 +166,28 @@ def configure(config: dict[str, Any]) -> Callable[..., Any]:
     sys.path += [entry for entry in config.get("path") or () if entry not in sys.path]
     sys.path.append(LIBRARY)
     os.chdir(config.get("cwd") or code)
-    return load(config["handler"], code)
+    return load(config)
 
 
-def initialise(config: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Do what `configure` does; return the handler, and what READY tells about the import but its time."""
-    if config.get("measure") is False:  # all is known of it, and to look takes a fork dozens of pages
-        return configure(config), {}
-    measure.start(config.get("path") or (), config["code"])
-    try:
-        function = configure(config)
-    finally:
-        imports, used = measure.stop(), measure.used()
+def initialise(config: dict[str, Any]) -> tuple[Callable[..., Any], str, dict[str, Any]]:
+    """Do what `configure` does; return the handler, its contract, and what READY tells about the import but its time."""
     told: dict[str, Any] = {}
-    if imports:
-        told["imports"] = imports
-    if used:
-        told["used"] = used
-    return function, told
+    if config.get("measure") is False:  # all is known of it, and to look takes a fork dozens of pages
+        function, contract = configure(config)
+    else:
+        measure.start(config.get("path") or (), config["code"])
+        try:
+            function, contract = configure(config)
+        finally:
+            imports, used = measure.stop(), measure.used()
+        if imports:
+            told["imports"] = imports
+        if used:
+            told["used"] = used
+    if contract != "event":
+        neighbour(contract)
+        told["contract"] = contract
+    return function, contract, told
 
 
 def describe(error: BaseException, kind: str) -> bytes:
@@ -228,7 +241,8 @@ def _plain(text: str) -> str:
 
 
 def _is_plumbing(filename: str) -> bool:
-    return filename in OURS or filename.startswith("<frozen importlib") or "/asyncio/" in filename
+    ours = os.path.dirname(filename) == HERE
+    return ours or filename.startswith("<frozen importlib") or "/asyncio/" in filename
 
 
 def move_away(fd: int, numbers: tuple[int, ...]) -> int:
@@ -398,8 +412,11 @@ class Server:
         self.parser = wire.Parser(wire.FROM_HOST, sys.maxsize)
         self.config: dict[str, Any] = {}
         self.function: Callable[..., Any] | None = None
-        self.context = False
+        self.context: Any = None  # the class, for a function that takes one
         self.restored: Callable[[], None] | None = None  # what a function forked after its import has to do
+        self.successor: Callable[[Any], NoReturn] | None = None  # what answers instead, given the frames that are left
+        self._loop: Any = None
+        self._begun: list[tuple[int, bytes]] = []  # of a message whose BODY frames are still to come: kinds, payloads
 
     def open(self, fd: int) -> None:
         """Take the descriptors that are this process's own; all else may have been made before it was forked."""
@@ -407,8 +424,8 @@ class Server:
         self.streams.keep()
 
     def run(self) -> NoReturn:
-        read, fd, feed = _read, self.channel.fd, self.parser.feed
-        begun: list[bytes] = []  # payload of a request whose BODY frames are still to come
+        read, fd, feed, whole = _read, self.channel.fd, self.parser.feed, wire.REQUEST
+        payload: bytes | None
         while True:
             try:
                 data = read(fd, CHUNK)
@@ -416,20 +433,36 @@ class Server:
                 data = b""
             if not data:
                 os._exit(0)
-            for kind, flags, request, payload in feed(data):
-                if flags or kind == wire.BODY:
-                    begun.append(payload)
-                    if flags:
+            frames = iter(feed(data))
+            for kind, flags, request, payload in frames:
+                if flags or kind != whole:
+                    payload = self.gather(kind, flags, payload, frames)
+                    if payload is None:
                         continue
-                    payload = b"".join(begun)
-                    begun.clear()
-                elif kind == wire.CONFIG:
-                    self.start(payload)
-                    continue
                 self.answer(request, payload)
                 del payload
-                self.streams.mend()
-                self.orphans.reap()
+                self.mend()
+
+    def gather(self, kind: int, flags: int, payload: bytes, frames: Any) -> bytes | None:
+        """Take a frame that is no whole request; return the payload of the request that it completes, if it does.
+
+        What is left for a request that has ended, such as the word that its client has gone, means nothing any more.
+        """
+        if kind == wire.CONFIG:
+            self.start(payload)
+            if self.successor is not None:
+                self.successor(frames)
+            return None
+        self._begun.append((kind, payload))
+        if flags:
+            return None
+        begun, self._begun = self._begun, []
+        return b"".join([part for _, part in begun]) if begun[0][0] == wire.REQUEST else None
+
+    def mend(self) -> None:
+        """Put right what a request may have left behind."""
+        self.streams.mend()
+        self.orphans.reap()
 
     def start(self, payload: bytes) -> None:
         """Import the handler and say READY, or say why not and end."""
@@ -437,10 +470,13 @@ class Server:
         try:
             meta, _ = wire.split(payload)
             self.config, _ = _scan(meta.decode(), 0)  # the host's own words, without a blank around them
-            self.function, told = initialise(self.config)
-            self.context = wants_context(self.function)
+            self.function, contract, told = initialise(self.config)
+            if contract in ("event", "stream") and wants_context(self.function):
+                self.context = neighbour("context").Context
             if self.restored is not None:
                 self.restored()
+            if contract != "event":
+                neighbour(contract).take_over(self)
         except BaseException as error:
             self.leave_if_forked(error)
             self.streams.flush()
@@ -453,6 +489,7 @@ class Server:
         self.channel.send(wire.message(wire.READY, 0, ready.encode()))
 
     def answer(self, request: int, payload: bytes) -> None:
+        """Call a function with its event. Other contracts put an `answer` of theirs in this one's place."""
         kind = "malformed"
         try:
             # The metadata costs a parse that only a context is worth.
@@ -460,28 +497,43 @@ class Server:
             event = _decode(payload[start:].decode()) if len(payload) > start else {}
             kind = "handler"
             if self.context:
-                context = Context(self.config, request, json.loads(payload[wire.META.size : start]))
+                context = self.context(self.config, request, json.loads(payload[wire.META.size : start]))
                 result = self.function(event, context)  # type: ignore[misc]
             else:
                 result = self.function(event)  # type: ignore[misc]
             if type(result) is _Coroutine:
-                import asyncio  # only for those who use it: it takes longer than everything else here
-
-                result = asyncio.run(result)
+                result = self.complete(result)
             if self.channel.forked:
                 self.leave_if_forked(None)
             kind = "serialize"
             body = _encode(result).encode()
         except BaseException as error:
-            if self.channel.forked:
-                self.leave_if_forked(error)
-            if isinstance(error, MemoryError):
-                kind = "handler"  # the sandbox is too small, the event and the result are not wrong
-            self.streams.flush()
-            self.channel.send(wire.message(wire.ERROR, request, describe(error, kind)))
+            self.fail(request, error, kind)
             return
         self.streams.flush()
         self.channel.reply(request, body)
+
+    def complete(self, coroutine: Any) -> Any:
+        """Run a coroutine to its end, on the one event loop that all requests of this process have."""
+        if self._loop is None:
+            self._loop = neighbour("loop").Loop()  # asyncio takes longer to import than everything else here
+        return self._loop.complete(coroutine)
+
+    def fail(self, request: int, error: BaseException, kind: str) -> None:
+        """Answer with an error."""
+        if self.channel.forked:
+            self.leave_if_forked(error)
+        if isinstance(error, MemoryError):
+            kind = "handler"  # the sandbox is too small, the event and the result are not wrong
+        self.streams.flush()
+        self.channel.send(wire.message(wire.ERROR, request, describe(error, kind)))
+
+    def report(self, error: BaseException) -> None:
+        """Print what failed where no answer can tell of it any more."""
+        try:
+            sys.stderr.write(_format(error))
+        except BaseException:
+            self.streams.mend()
 
     def leave_if_forked(self, error: BaseException | None) -> None:
         """End a child that the handler forked and that came back out of it, as the interpreter would."""

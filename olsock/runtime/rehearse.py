@@ -46,12 +46,11 @@ def in_handler(server: Any, wire: Any) -> None:
                 server.start(payload)
             else:
                 server.answer(request, payload)
-        server.streams.mend()
-        server.orphans.reap()
+        server.mend()
     finally:
         os.close(server.channel.fd)
         server.channel.fd, server.restored = fd, restored
-        server.config, server.function, server.context = {}, None, False
+        server.config, server.function, server.context = {}, None, None
         _forget(path, here)
 
 

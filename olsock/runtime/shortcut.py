@@ -99,6 +99,11 @@ def _code(path: str, cached: str) -> Any:
     return compile(_read(path), path, "exec", dont_inherit=True)
 
 
+def compiled(name: str, path: str) -> Any:
+    """Return the code of a module of ours, from its bytecode where there is some that fits."""
+    return _external.SourceFileLoader(name, path).get_code(name)
+
+
 def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -117,6 +117,7 @@ def prepare(order: dict[str, Any]) -> tuple[dict[str, Any], handler.Server]:
         # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
         ssl.RAND_bytes(1)
     reseed.prepare(_fork.window)
+    handler.neighbour("context")  # so that no child need read it
     if "config" not in order:
         rehearse.in_zygote(handler, path, TASK)
     forget_directories()
@@ -143,7 +144,7 @@ def prepare(order: dict[str, Any]) -> tuple[dict[str, Any], handler.Server]:
 def become_function(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Import the module of a function, for children that need not; return why that failed, or what it imported."""
     try:
-        _, told = handler.initialise(config)
+        _, _, told = handler.initialise(config)
         hooks.run_before_snapshot()
     except BaseException as error:
         trace = json.loads(handler.describe(error, "init"))["traceback"]

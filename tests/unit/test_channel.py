@@ -9,12 +9,14 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from olsock import web
 from olsock.channel import MAX_REPLY, Channel
 from olsock.errors import (
     DeadlineError,
@@ -23,6 +25,7 @@ from olsock.errors import (
     OlsockError,
     ProtocolError,
     SandboxDeadError,
+    SpecError,
 )
 from olsock.readiness import Ready
 from olsock.runtime import wire
@@ -456,3 +459,286 @@ def test_any_bytes_give_a_reply_or_an_error_of_ours(ready: bool, sent: list[byte
         assert open_fds() == before
     finally:
         made.close()
+
+
+# -- streams and web applications -------------------------------------------------------------------------------------
+
+WEB_READY = STARTED + wire.message(wire.READY, 0, b'{"init_ms": 1.5, "contract": "wsgi"}')
+HEAD = {"status": 200, "headers": [["Content-Type", "text/plain"]], "stream": True}
+WEB = ("wsgi", "asgi")
+
+
+def head(body: bytes = b"", flags: int = wire.MORE, **fields: object) -> bytes:
+    return wire.message(wire.REPLY, REQUEST, json.dumps({**HEAD, **fields}).encode(), body, flags)
+
+
+def whole(body: bytes = b"x", **fields: object) -> bytes:
+    return head(body, 0, **{"stream": False, **fields})
+
+
+def part(body: bytes = b"", flags: int = wire.MORE) -> bytes:
+    return wire.frame(wire.BODY, REQUEST, body, flags)
+
+
+END = part(flags=0)
+
+
+def say(pair: Pair, *frames: bytes) -> threading.Thread:
+    """Answer the next request with `frames`."""
+
+    def answer() -> None:
+        pair.peer.recv(65536)
+        pair.peer.sendall(b"".join(frames))
+
+    thread = threading.Thread(daemon=True, target=answer)
+    thread.start()
+    return thread
+
+
+def answered(pair: Pair, *frames: bytes, method: str = "GET", limit: int | None = None) -> tuple[web.Head, list[bytes]]:
+    """Exchange one request, which is answered with `frames` once it has come."""
+    pair.peer.sendall(WEB_READY)
+    pair.channel.wait_ready(SOON)
+    thread = say(pair, *frames)
+    try:
+        got, *parts = pair.channel.exchange(b"", {"method": method}, SOON, contracts=WEB, limit=limit)
+    finally:
+        thread.join()
+    return got, parts
+
+
+def begun(pair: Pair, *frames: bytes) -> Generator[Any, None, None]:
+    """Begin an exchange whose answer begins with `frames`."""
+    pair.peer.sendall(WEB_READY)
+    pair.channel.wait_ready(SOON)
+    thread = say(pair, *frames)
+    exchange = pair.channel.exchange(b"", {"web": True}, SOON, contracts=WEB)
+    assert next(exchange) == web.Head(200, (("content-type", "text/plain"),), True)
+    thread.join()
+    return exchange
+
+
+def test_parts_come_one_by_one(pair: Pair) -> None:
+    exchange = begun(pair, head())
+    for body in (b"one", b"two"):
+        pair.peer.sendall(part(body))
+        assert next(exchange) == body
+    pair.peer.sendall(END)
+    assert list(exchange) == []
+    assert not pair.channel._condemned
+
+
+def test_streams_may_be_longer_than_a_reply() -> None:
+    made = Pair(max_reply=100_000)
+    try:
+        got, parts = answered(made, head(b"first"), *[part(bytes(50_000))] * 20, END)
+        assert got.stream and sum(map(len, parts)) == 1_000_005
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("frames", "limit"),
+    [
+        ((whole(bytes(70_001)),), None),
+        ((head(bytes(60_000), stream=False), part(bytes(10_001), 0)), None),
+        ((head(bytes(100)), part(bytes(100)), END), 150),
+        ((head(bytes(1), 0),), 0),
+    ],
+)
+def test_bodies_that_are_too_long_condemn(frames: tuple[bytes, ...], limit: int | None) -> None:
+    made = Pair(max_reply=70_000)
+    try:
+        with pytest.raises(ProtocolError):
+            answered(made, *frames, limit=limit)
+        assert made.channel._condemned
+    finally:
+        made.close()
+
+
+def test_hop_by_hop_headers_are_dropped(pair: Pair) -> None:
+    names = ["Connection", "keep-alive", "Proxy-Authenticate", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "X-A"]
+    got, _ = answered(pair, whole(headers=[[name, "v"] for name in names]))
+    assert got.headers == (("x-a", "v"),)
+
+
+FIVE = [["content-length", "5"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "frames"),
+    [
+        ("HEAD", [whole(b"", headers=FIVE)]),
+        ("GET", [whole(b"", headers=FIVE, status=304)]),
+        ("GET", [whole(b"12345", headers=FIVE)]),
+        ("GET", [head(b"123", headers=[*FIVE, ["Content-Length", "5"]]), part(b"45"), END]),
+    ],
+)
+def test_lengths_that_are_kept(pair: Pair, method: str, frames: list[bytes]) -> None:
+    got, parts = answered(pair, *frames, method=method)
+    assert b"".join(parts) in (b"", b"12345")
+    assert ("content-length", "5") in got.headers
+
+
+def test_a_stream_that_breaks_off_leaves_the_channel_usable(pair: Pair) -> None:
+    with pytest.raises(InvocationError, match="no") as caught:
+        answered(pair, head(b"begun"), error("handler", REQUEST))
+    assert caught.value.name == "ValueError"
+    thread = say(pair, whole(b"fine"))
+    assert list(pair.channel.exchange(b"", {}, SOON, contracts=WEB))[1:] == [b"fine"]
+    thread.join()
+
+
+def test_who_stops_reading_says_so(pair: Pair) -> None:
+    exchange = begun(pair, head(b"one"))
+    heard: list[tuple[int, int, int, bytes]] = []
+
+    def end() -> None:
+        heard.extend(wire.Parser(wire.FROM_HOST, 1 << 20).feed(pair.peer.recv(65536)))
+        pair.peer.sendall(part(b"two") + END)
+
+    thread = threading.Thread(daemon=True, target=end)
+    thread.start()
+    exchange.close()
+    thread.join()
+    assert heard == [(wire.DISCONNECT, 0, REQUEST, b"")]
+    assert not pair.channel._condemned
+
+
+def test_a_stream_that_does_not_end_when_nobody_reads_condemns(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("olsock.channel.PATIENCE", 0.05)
+    exchange = begun(pair, head(b"one"))
+    with pytest.raises(DeadlineError):
+        exchange.close()
+    with pytest.raises(SandboxDeadError, match="condemned"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_nobody_else_has_a_turn_while_a_stream_is_read(pair: Pair) -> None:
+    exchange = begun(pair, head(b"one"))
+    with pytest.raises(DeadlineError, match="another"):
+        pair.channel.invoke(b"", {}, 0.05)
+    pair.peer.sendall(END)
+    exchange.close()
+
+
+def test_requests_are_not_for_functions_of_events(pair: Pair) -> None:
+    pair.peer.sendall(READY)
+    with pytest.raises(InvocationError, match="contract 'event'"):
+        next(pair.channel.exchange(b"", {}, SOON, contracts=WEB))
+    assert not pair.channel._condemned
+
+
+def test_a_reply_to_an_event_does_not_break_off(pair: Pair) -> None:
+    pair.peer.sendall(READY + reply(flags=wire.MORE) + error("handler", REQUEST))
+    with pytest.raises(ProtocolError):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+FOUL_WEB: dict[str, list[bytes]] = {
+    "a reply to an event": [reply()],
+    "status is text": [whole(status="200")],
+    "interim status": [whole(status=101)],
+    "status 600": [whole(status=600)],
+    "no headers": [wire.message(wire.REPLY, REQUEST, b'{"status":200,"stream":false}')],
+    "no stream": [wire.message(wire.REPLY, REQUEST, b'{"status":200,"headers":[]}')],
+    "an unknown field": [whole(more=1)],
+    "stream is a number": [whole(stream=1)],
+    "headers are an object": [whole(headers={"a": "b"})],
+    "a header of one": [whole(headers=[["a"]])],
+    "a header of three": [whole(headers=[["a", "b", "c"]])],
+    "a name that splits": [whole(headers=[["a\r\nb", "c"]])],
+    "a name with a colon": [whole(headers=[["a:", "c"]])],
+    "a name with a blank": [whole(headers=[["a ", "c"]])],
+    "an empty name": [whole(headers=[["", "c"]])],
+    "a name that ends its line": [whole(headers=[["a\n", "c"]])],
+    "a value that splits": [whole(headers=[["a", "b\r\nSet-Cookie: c"]])],
+    "a value with a line feed": [whole(headers=[["a", "b\nc"]])],
+    "a value that ends its line": [whole(headers=[["a", "b\n"]])],
+    "a value with NUL": [whole(headers=[["a", "b\0c"]])],
+    "a value beyond latin-1": [whole(headers=[["a", "\u20ac"]])],
+    "a value that is a number": [whole(headers=[["a", 1]])],
+    "two lengths": [whole(headers=[["content-length", "1"], ["Content-Length", "2"]])],
+    "a length of words": [whole(headers=[["content-length", "one"]])],
+    "a length of other digits": [whole(headers=[["content-length", "\u00b2"]])],
+    "a length below nothing": [whole(headers=[["content-length", "-1"]])],
+    "a length with a sign": [whole(headers=[["content-length", "+1"]])],
+    "a list of lengths": [whole(headers=[["content-length", "1, 1"]])],
+    "a length beyond all": [whole(headers=[["content-length", "9" * 16]])],
+    "a body too short": [whole(headers=[["content-length", "2"]])],
+    "a body too long": [whole(headers=[["content-length", "0"]])],
+    "a stream too short": [head(b"x", headers=[["content-length", "3"]]), part(b"y"), END],
+    "a stream too long": [head(b"x", headers=[["content-length", "1"]]), part(b"y"), END],
+    "a body where none belongs": [whole(status=204)],
+    "bytes after the reply": [head(b"x", 0), b"\5"],
+    "two replies": [whole()] * 2,
+    "ready again": [READY_ALONE],
+    "a body of another request": [head(b"x"), wire.frame(wire.BODY, 1, b"y")],
+    "an error of another request": [head(b"x"), error("handler", 1)],
+    "an init error": [head(b"x"), error("init", REQUEST)],
+    "an error in parts": [head(b"x"), wire.message(wire.ERROR, REQUEST, b"{}", b"", wire.MORE)],
+    "bytes after an error": [head(b"x"), error("handler", REQUEST), b"\5"],
+    "a reply within a reply": [head(b"x"), head(b"y")],
+    "an empty part that is not the last": [head(b"x"), part(b"")],
+    "a WebSocket": [wire.message(wire.WS_ACCEPT, REQUEST, b"{}")],
+    "a message of a WebSocket": [wire.message(wire.WS_MESSAGE, REQUEST, b'{"text":true}')],
+    "the end of a WebSocket": [wire.message(wire.WS_CLOSE, REQUEST, b"{}")],
+    "a word for us only": [wire.frame(wire.DISCONNECT, REQUEST)],
+}
+
+
+@pytest.mark.parametrize("frames", FOUL_WEB.values(), ids=FOUL_WEB)
+def test_foul_web_answers(pair: Pair, frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        answered(pair, *frames)
+    with pytest.raises(SandboxDeadError, match="condemned"):
+        pair.channel.invoke(b"", {}, SOON)
+
+
+def test_an_unknown_contract(pair: Pair) -> None:
+    pair.peer.sendall(STARTED + wire.message(wire.READY, 0, b'{"init_ms":1,"contract":"auto"}'))
+    with pytest.raises(ProtocolError):
+        pair.channel.wait_ready(SOON)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_in_a_stream_end_or_condemn(sent: bytes) -> None:
+    made = Pair()
+    try:
+        exchange = begun(made, head(b"x"))
+        made.peer.sendall(sent)
+        made.peer.close()
+        with pytest.raises((ProtocolError, SandboxDeadError)):
+            list(exchange)
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(
+    ("nonsense", "field"),
+    [
+        ({"method": "GET\r\n"}, "method"),
+        ({"method": ""}, "method"),
+        ({"method": 1}, "method"),
+        ({"path": "a"}, "path"),
+        ({"path": None}, "path"),
+        ({"body": "text"}, "body"),
+        ({"headers": {"a\n": "b"}}, "headers"),
+        ({"headers": {"a": "b\r\nc: d"}}, "headers"),
+        ({"headers": [("a", "b", "c")]}, "headers"),
+        ({"headers": ["ab"]}, "headers"),
+        ({"headers": {"a": 1}}, "headers"),
+        ({"headers": {"a": "\u20ac"}}, "headers"),
+    ],
+)
+def test_requests_that_make_no_sense(nonsense: dict[str, object], field: str) -> None:
+    asked: dict[str, Any] = {"method": "GET", "path": "/", "headers": (), "body": b"", **nonsense}
+    with pytest.raises(SpecError, match=field):
+        web.request(**asked)
+
+
+def test_requests_are_made_of_what_people_write() -> None:
+    made = web.request("POST", "/a b/%2F/é?q=1&r=ü x", {"X-A": "b"}, b"body")
+    assert (made["path"], made["query"]) == ("/a%20b/%2F/%C3%A9", "q=1&r=%C3%BC%20x")
+    assert made["headers"] == [["host", "localhost"], ["x-a", "b"], ["content-length", "4"]]

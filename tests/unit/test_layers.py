@@ -193,6 +193,7 @@ def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
 def test_the_runtime_is_the_standard_library_and_itself(name: str) -> None:
     own = {"olsock.runtime", "wire", "handler", "measure", "shortcut", "hooks", "rehearse", "reseed", "_fork", "atfork"}
     own.add("olsock_runtime")
+    own |= {f"_olsock_{each.rpartition('.')[2]}" for each in KNOWN if each.startswith("olsock.runtime.")}
     for each in imports(KNOWN[name].read_text()):
         top = each.split(".")[0]
         assert top in sys.stdlib_module_names or top in own or each.startswith("olsock.runtime"), each

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -21,16 +20,13 @@ from typing import Any
 
 import pytest
 
-from olsock import runtime
 from olsock.channel import Channel
 from olsock.errors import InvocationError, SandboxDeadError
 from olsock.runtime import wire
+from support.boxes import RUNTIME, SOON, Box
 from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
-
-RUNTIME = Path(runtime.__file__).parent
-SOON = 20.0
 
 
 @pytest.fixture(params=VERSIONS)
@@ -39,63 +35,6 @@ def python(request: pytest.FixtureRequest) -> str:
     if found is None:
         pytest.skip(f"no CPython {request.param} on this machine")
     return found
-
-
-class Box:
-    """The handler program in a process of its own, with this end of its channel and of its log."""
-
-    def __init__(self, code: Path, python: str = sys.executable, nofile: int | None = None) -> None:
-        self.sock, theirs = socket.socketpair()
-        self.log_fd, log = os.pipe()
-        code.mkdir(exist_ok=True)
-        self.code = code
-
-        def move() -> None:
-            os.dup2(theirs.fileno(), 3)
-            os.closerange(4, 1024)
-            if nofile is not None:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (nofile, nofile))
-
-        self.process = subprocess.Popen(
-            [python, "-I", "-S", "-B", str(RUNTIME / "handler.py")],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            close_fds=False,
-            preexec_fn=move,  # noqa: PLW1509 - the channel has to be fd 3, as in a sandbox
-        )
-        theirs.close()
-        os.close(log)
-        os.set_blocking(self.log_fd, False)
-        self.channel = Channel(self.sock)
-
-    def start(self, source: str, handler: str = "f:f", **config: Any) -> Box:
-        (self.code / "f.py").write_text(textwrap.dedent(source))
-        self.channel.configure({"code": str(self.code), "handler": handler, **config})
-        return self
-
-    def invoke(self, event: Any = None, **meta: Any) -> Any:
-        body = event if isinstance(event, bytes) else json.dumps(event).encode()
-        reply, answer = self.channel.invoke(body, meta, SOON)
-        assert reply == {"status": 200, "content_type": "application/json"}
-        return json.loads(answer)
-
-    def fails(self, event: Any = None) -> InvocationError:
-        with pytest.raises(InvocationError) as caught:
-            self.invoke(event)
-        return caught.value
-
-    def log(self) -> str:
-        try:
-            return os.read(self.log_fd, 1 << 20).decode(errors="surrogateescape")
-        except BlockingIOError:
-            return ""
-
-    def close(self) -> None:
-        self.sock.close()
-        os.close(self.log_fd)
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture
@@ -1003,16 +942,8 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
             *(
                 f"_olsock_{name}"
                 for name in (
-                    "main",
-                    "wire",
-                    "atfork",
-                    "handler",
-                    "hooks",
-                    "measure",
-                    "rehearse",
-                    "reseed",
-                    "shortcut",
-                    "fork",
+                    *("main", "wire", "atfork", "handler", "hooks", "measure", "rehearse", "reseed", "shortcut", "fork"),
+                    "context",
                 )
             ),
         }

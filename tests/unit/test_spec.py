@@ -277,6 +277,9 @@ class TestParts:
             ("pkg.mod:func", Handler("pkg.mod", "func")),
             ("pkg.mod.func", Handler("pkg.mod", "func")),
             ("mod:obj.method", Handler("mod", "obj.method")),
+            ("folder/mod.func", Handler("folder.mod", "func")),
+            ("folder/sub/mod:func", Handler("folder.sub.mod", "func")),
+            ("my-app/in-dex.func", Handler("my-app.in-dex", "func")),
         ],
     )
     def test_handlers(self, text: str, handler: Handler) -> None:
@@ -284,7 +287,25 @@ class TestParts:
         assert Handler.parse(str(handler)) == handler
 
     @pytest.mark.parametrize(
-        "text", ["", "f", ":f", "f:", "a:b:c", "a b:c", "a/b:c", "1:f", "class:f", "..f", "f:f()", 5]
+        "text",
+        [
+            "",
+            "f",
+            ":f",
+            "f:",
+            "a:b:c",
+            "a b:c",
+            "/b:c",
+            "a//b:c",
+            "../b:c",
+            "-a:f",
+            "a:b-c",
+            "1:f",
+            "class:f",
+            "..f",
+            "f:f()",
+            5,
+        ],
     )
     def test_no_handlers(self, text: Any) -> None:
         with pytest.raises(SpecError, match="handler"):
@@ -292,6 +313,23 @@ class TestParts:
 
 
 class TestFunction:
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("contract", "stream"),
+            ("contract", None),
+            ("root_path", "run"),
+            ("root_path", "/run/"),
+            ("root_path", "/a b"),
+            ("root_path", "/a\r\nb"),
+            ("root_path", "/é"),
+            ("root_path", None),
+        ],
+    )
+    def test_contracts_that_there_are_not(self, tmp_path: Path, field: str, value: Any) -> None:
+        with pytest.raises(SpecError, match=field):
+            FunctionSpec.parse(code=tmp_path, handler="f:f", **{field: value})  # type: ignore[misc]
+
     def test_what_it_becomes(self, tmp_path: Path) -> None:
         spec = FunctionSpec.parse(
             code=tmp_path, handler="f.f", packages=[tmp_path], python=sys.executable, memory="64M"
