@@ -942,7 +942,18 @@ def test_children_of_a_zygote_have_few_modules(python: str, tmp_path: Path) -> N
             *(
                 f"_olsock_{name}"
                 for name in (
-                    *("main", "wire", "atfork", "handler", "hooks", "measure", "rehearse", "reseed", "shortcut", "fork"),
+                    *(
+                        "main",
+                        "wire",
+                        "atfork",
+                        "handler",
+                        "hooks",
+                        "measure",
+                        "rehearse",
+                        "reseed",
+                        "shortcut",
+                        "fork",
+                    ),
                     "context",
                 )
             ),
