@@ -8,6 +8,7 @@ loop      the one event loop of coroutines
 reply     an answer with status, headers and a body that may be a stream
 stream    generators
 wsgi      WSGI applications
+traces    what is told of an exception
 asgi      ASGI applications, with http, websocket and lifespan for the three things that they are told of
 shortcut  imports the function's own module without most of the import system
 measure   how long imports take, and which preloaded packages a function uses

@@ -83,10 +83,10 @@ class Application(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End: nobody asks any more."""
         if not self._gone.done():
-            if isinstance(exc, wire.WireError):
-                self._gone.set_exception(exc)
-            else:
+            if exc is None or isinstance(exc, OSError):
                 self._gone.set_result(None)
+            else:
+                self._gone.set_exception(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take what the host has sent."""
@@ -147,9 +147,11 @@ class Application(asyncio.Protocol):
         current = self._current = kind(self, request, meta.get("method", "GET"))
         if kind is http.Http:
             current.on_frame(wire.BODY, flags, body)
-        call = self.app(self._scope(meta), current.receive, current.send)
-        task = asyncio.get_running_loop().create_task(_awaited(call))
+        task = asyncio.get_running_loop().create_task(self._call(self._scope(meta), current))
         task.add_done_callback(lambda task: self._end(current, task))
+
+    async def _call(self, scope: dict[str, Any], current: Any) -> None:
+        await self.app(scope, current.receive, current.send)
 
     def _end(self, current: Any, task: asyncio.Task[Any]) -> None:
         """Answer for an application that has returned, or raised."""
@@ -187,7 +189,3 @@ class Application(asyncio.Protocol):
         if self._lifespan.supported:
             scope["state"] = self._lifespan.state.copy()
         return scope
-
-
-async def _awaited(call: Any) -> None:
-    await call

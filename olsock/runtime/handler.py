@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 LIBRARY = os.path.join(HERE, "lib")  # what functions may import of ours, unless they bring their own
 CHUNK = 64 * 1024
-MAX_TRACEBACK = 32 * 1024
 MAX_MESSAGE = 4 * 1024
 STARTED = wire.frame(wire.STARTED, 0)
 # The channel moves away from 3, where careless code closes it, to the last descriptor that fits the table
@@ -51,7 +50,6 @@ CO_GENERATORS = 0x20 | 0x200  # of either kind
 REPLY_META = b'{"status":200,"content_type":"application/json"}'
 REPLY_PREFIX = wire.META.pack(len(REPLY_META)) + REPLY_META
 FIRST_PART = wire.MAX_PAYLOAD - len(REPLY_PREFIX)
-MEASURING = measure.frame()
 Function = type(lambda: None)
 ENTRIES = ("OL_ENTRY_FILE", "OL_WSGI_ENTRY", "OL_ASGI_ENTRY")  # OpenLambda's variables
 
@@ -193,16 +191,16 @@ def initialise(config: dict[str, Any]) -> tuple[Callable[..., Any], str, dict[st
 def describe(error: BaseException, kind: str) -> bytes:
     """Return the metadata of an ERROR frame. Never raises, whatever the exception's own methods do."""
     try:
-        name = _plain(type(error).__name__[:256])
+        name = plain(type(error).__name__[:256])
     except BaseException:
         name = "Exception"
     try:
-        message = _plain(str(error)[:MAX_MESSAGE])
+        message = plain(str(error)[:MAX_MESSAGE])
     except BaseException:
         message = "<its text cannot be had>"
     try:
         # The other kinds end in code that is not the user's.
-        trace = _format(error) if kind in ("handler", "init") else ""
+        trace = neighbour("traces").text(error) if kind in ("handler", "init") else ""
     except BaseException:  # out of memory or of stack: the name is worth having without the trace
         trace = ""
     try:
@@ -217,32 +215,9 @@ def describe(error: BaseException, kind: str) -> bytes:
         return b'{"kind":"%s","name":"MemoryError","message":"","traceback":""}' % kind.encode()
 
 
-def _format(error: BaseException) -> str:
-    import traceback  # only now: it is a third of this program's import time
-
-    frames = error.__traceback__
-    while frames is not None and _is_plumbing(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    at = frames
-    while at is not None:
-        while at.tb_next is not None and at.tb_next.tb_frame.f_code is MEASURING:
-            at.tb_next = at.tb_next.tb_next
-        at = at.tb_next
-    text = _plain("".join(traceback.format_exception(type(error), error, frames)))
-    if len(text) > MAX_TRACEBACK:
-        half = MAX_TRACEBACK // 2 - 16
-        text = f"{text[:half]}\n[... cut ...]\n{text[-half:]}"
-    return text
-
-
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Escape halves of surrogate pairs: strict parsers take no such text, and the host has one."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _is_plumbing(filename: str) -> bool:
-    ours = os.path.dirname(filename) == HERE
-    return ours or filename.startswith("<frozen importlib") or "/asyncio/" in filename
 
 
 def move_away(fd: int, numbers: tuple[int, ...]) -> int:
@@ -531,7 +506,7 @@ class Server:
     def report(self, error: BaseException) -> None:
         """Print what failed where no answer can tell of it any more."""
         try:
-            sys.stderr.write(_format(error))
+            sys.stderr.write(neighbour("traces").text(error))
         except BaseException:
             self.streams.mend()
 

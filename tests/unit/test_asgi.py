@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -469,10 +470,48 @@ async def late(send):
 """
     box.begin(app(f"for _ in range(1):\n    {harm}\nawait answer(send, b'done')", before=before))
     assert box.request(path="/harm").body == b"done"
-    box.log()
     for _ in range(3):
         assert box.request().body == b"fine"
     assert ("refused" in box.log()) == ("late(send)" in harm)
+
+
+@pytest.mark.parametrize("called", ["raise ValueError('no')", "return None"])
+def test_what_is_no_coroutine_does_not_reach_the_next_request(box: WebBox, called: str) -> None:
+    box.begin(
+        app()
+        + f"""
+def f(scope, receive, send):
+    if scope["path"] == "/harm":
+        {called}
+    return app(scope, receive, send)
+"""
+    )
+    failed = box.request(path="/harm").error or {}
+    assert (failed["kind"], failed["name"]) == ("handler", "ValueError" if "raise" in called else "TypeError")
+    assert box.request().body == b"fine"
+
+
+def test_a_loop_of_the_users_choice(box: WebBox) -> None:
+    """uvloop, which this project needs itself, set up as its documentation has it."""
+    box.begin(
+        "import uvloop\nuvloop.install()\n"
+        + app(
+            """
+message = await receive()
+await answer(send, type(asyncio.get_running_loop()).__module__.encode() + message["body"])
+""",
+            websocket=TALK,
+        ),
+        path=[sysconfig.get_path("platlib")],
+    )
+    assert box.request("POST", "/harm", b"!").body == b"uvloop!"
+    open_socket(box)
+    box.send(wire.WS_MESSAGE, {"text": False}, b"x" * 3_000_000)
+    assert box.hear() == (wire.WS_MESSAGE, {"text": False}, b"x" * 3_000_000)
+    box.send(wire.WS_CLOSE, {"code": 1000, "reason": ""})
+    assert box.hear()[0] == wire.WS_CLOSE
+    box.sock.shutdown(socket.SHUT_WR)
+    assert box.process.wait(SOON) == 0
 
 
 def test_answering_twice(box: WebBox) -> None:

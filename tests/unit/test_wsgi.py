@@ -127,7 +127,7 @@ REPLIES = {
     "a tuple": ("return (b'one', b'two')", False),
     "a generator": ("return iter([b'', b'one', b'two'])", True),
     "one part that is all of it": (
-        "start_response.__self__._reply.left = 6; return iter([b'onetwo'])",
+        "start_response('200 OK', [('Content-Length', '6')]); return iter([b'onetwo'])",
         False,
     ),
     "written": ("write(b'one'); write(b'two'); return []", True),
@@ -140,7 +140,7 @@ REPLIES = {
 
 @pytest.mark.parametrize(("body", "stream"), REPLIES.values(), ids=REPLIES)
 def test_replies(box: WebBox, body: str, stream: bool) -> None:
-    started = "" if "late(" in body else "write = start_response('200 OK', [])"
+    started = "" if "start_response" in body else "write = start_response('200 OK', [])"
     box.begin(
         f"""
         import io
