@@ -256,7 +256,12 @@ class Group:
         """Kill every process, here and below, frozen ones and those being forked included. Does not wait."""
         with self._lock:
             if not self._removed:
-                self._put(0, "cgroup.kill", "1")
+                try:
+                    self._put(0, "cgroup.kill", "1")
+                except KernelError as error:
+                    # It went with the one above it, so nobody is left in it.
+                    if error.errno not in (errno.ENOENT, errno.ENODEV):
+                        raise
 
     def wait_empty(self, deadline: float) -> bool:
         """Wait at most `deadline` seconds until no process is left, here and below; return whether so."""

@@ -528,22 +528,16 @@ class Zygote(Owned):
         self._domain.group.kill()
 
     def _end(self) -> None:
-        # At once, as it ends all the same: nothing below then waits for an answer of somebody who was stopped.
-        self.kill()
-        for child in list(self._children):
-            child.close()
-        for made in list(self._functions):
-            made.close()
-        if self._blanks is not None:
-            self._blanks.close()
-        if self._control is not None:
-            self._control.close()
-        if self._kits is not None:
-            self._kits.close()
-        self._domain.close()
-        process.close_all(self._log, self.pidfd)
-        if self.parent is not None:
-            self.parent._children.discard(self)
+        with contextlib.ExitStack() as stack:  # from the last line to the first, all of it whatever fails
+            if self.parent is not None:
+                stack.callback(self.parent._children.discard, self)
+            stack.callback(process.close_all, self._log, self.pidfd)
+            stack.callback(self._domain.close)
+            for each in (self._kits, self._control, self._blanks, *list(self._functions), *list(self._children)):
+                if each is not None:
+                    stack.callback(each.close)
+            # At once, as it ends all the same: nothing below then waits for an answer of somebody who was stopped.
+            stack.callback(self.kill)
 
 
 def _maker(reference: weakref.ref[Zygote]) -> Callable[[], _Blank]:

@@ -101,6 +101,14 @@ class TestDirectories:
             assert (one.wait(10), two.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
         assert not any(map(exists, tree.paths))
 
+    def test_who_went_with_the_level_above_has_nobody_to_kill(self, tree: Tree) -> None:
+        domain = tree.domain("tenant")
+        leaf = domain.leaf("a")
+        domain.remove()
+        assert not exists(leaf.paths[0])
+        leaf.kill()
+        leaf.remove()
+
     def test_leaves_outlived_by_their_domain_can_still_be_removed(self, tree: Tree) -> None:
         domain = tree.domain("tenant")
         leaf = domain.leaf("a")

@@ -81,7 +81,8 @@ def test_a_hint_becomes_a_node_that_is_used(worker: WorkerProcess) -> None:
     (node,) = worker.until(lambda: nodes(worker, "markupsafe"), LONG)
     assert [each.partition("==")[0] for each in node["packages"]] == ["markupsafe"]
     assert worker.call("hinted", ["markupsafe"]).json == [True]
-    worker.until(lambda: nodes(worker, "markupsafe")[0]["hits"] == 1)
+    # By then another node may stand beside it, of what the function was seen to import.
+    worker.until(lambda: sum(each["hits"] for each in nodes(worker, "markupsafe")) == 1)
 
 
 def test_a_tree_grows_from_what_functions_import(worker: WorkerProcess) -> None:
