@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
             # Anything but plain chunked, or chunked from a peer too old to know it, is where two parsers disagree.
             self._refuse(*_BAD, "transfer-encoding not understood")
             return
-        if length is not None and int(length) > self._edge.largest_body:
+        if length is not None and int(length) > self._edge.largest_body(self._target):
             self._too_large()
             return
         if self._parser.should_upgrade() and (coding or length or self._parser.get_method() == b"CONNECT"):
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         self._continue = False
         self._size += len(body)
         self._held += len(body)
-        if self._size > self._edge.largest_body:
+        if self._size > self._edge.largest_body(self._target):
             self._too_large()
         elif not self._edge.hold(len(body)):
             self._held -= len(body)
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
             self._pump()
 
     def _too_large(self) -> None:
-        self._refuse(413, "body_too_large", f"request body over {self._edge.largest_body} bytes")
+        self._refuse(413, "body_too_large", f"request body over {self._edge.largest_body(self._target)} bytes")
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
         """Answer in its turn with an error, read no more requests, close."""

@@ -55,6 +55,14 @@ class RequestMeta(msgspec.Struct):
     deadline_ms: int  # Unix time
 
 
+class _ToldMeta(RequestMeta):
+    """The same with what only calls of the control API have."""
+
+    client_context: dict[str, object] | None
+    arn: str | None
+    trace: str | None
+
+
 class _ReplyMeta(msgspec.Struct, forbid_unknown_fields=True):
     status: int
     content_type: str
@@ -148,13 +156,20 @@ class Instance:
             self.state = State.BUSY
             self.deadline = until
         told = int((_WALL_CLOCK + until) * 1000)
-        meta = _encode(RequestMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        of_call = call.id, call.method, call.path, call.query, call.headers, told
+        if call.told is None:
+            meta = RequestMeta(*of_call)
+        else:
+            meta = _ToldMeta(*of_call, call.told.client_context, call.told.arn, call.told.trace)
+        self._request(call, _encode(meta))
+        self.function.fleet.wake()
+
+    def _request(self, call: Call, meta: bytes) -> None:
         body = call.body
         if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
             self._send(wire.message(wire.REQUEST, call.number, meta, body))
         else:
             self._send(b"".join(_split(call.number, meta, body)))
-        self.function.fleet.wake()
 
     def _send(self, data: bytes) -> None:
         try:

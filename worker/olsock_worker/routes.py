@@ -20,6 +20,7 @@ from olsock_worker.responses import JSON, Error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from olsock_worker.aws.control import Control
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.calls import Call
     from olsock_worker.deployer import Deployer
@@ -50,6 +51,7 @@ class Routes:
         self.edge: Edge
         self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
+        self.control: Control  # of the API
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -70,8 +72,10 @@ class Routes:
                 self._status_page(call, query)
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
+            elif self.control.takes(path):
+                self.control.handle(call, path, query)
             else:
-                self._error(call, 404, "not_found", "there is /run/<function>, /status and /stats")
+                self._error(call, 404, "not_found", "there is /run/<function>, /status, /stats and AWS Lambda's API")
         except Exception as error:  # a bug of ours must end one request, not the worker
             self._log("error", "internal", request=call.id, error=repr(error))
             self._error(call, 500, "internal", "internal error")
@@ -90,6 +94,9 @@ class Routes:
             self._error(
                 call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
             )
+            return
+        if self.control.throttled(name):
+            self._error(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
             return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)

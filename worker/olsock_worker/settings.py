@@ -29,6 +29,7 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     header_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 32 * 1024
     header_count: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
     body: Size = "6M"
+    upload: Size = "70M"  # largest request that deploys a function
     bodies: Size = "256M"  # all request bodies held at one time
     reply: Size = "6M"
     header_timeout: Seconds = 10.0
@@ -88,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     zygote_memory: Size = "1G"
     code: Size = "256M"  # unpacked size of one function
     code_files: Count = 10_000
+    store_bytes: Size = "10G"  # archives of all functions that are deployed over the control API
     log_bytes: Size = "4M"
     log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
     access_log: bool = False
@@ -116,7 +118,7 @@ def _with_bytes(settings: Settings) -> Settings:
     http, function = settings.http, settings.function
     return msgspec.structs.replace(
         settings,
-        http=_sizes(http, "http.", ("body", "bodies", "reply")),
+        http=_sizes(http, "http.", ("body", "upload", "bodies", "reply")),
         function=_sizes(function, "function.", ("memory", "tmpfs_size")),
         **{
             name: parse_size(getattr(settings, name), name)
@@ -126,6 +128,7 @@ def _with_bytes(settings: Settings) -> Settings:
                 "zygote_memory",
                 "code",
                 "log_bytes",
+                "store_bytes",
                 "package_bytes",
                 "tree_memory",
             )

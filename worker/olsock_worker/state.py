@@ -52,18 +52,18 @@ class StateDirectory:
         data = msgspec.json.encode(running) + b"\n"
         os.pwrite(self._lock, data.ljust(256), 0)
 
-    def directories(self, uid: int, gid: int) -> tuple[int, int, int]:
-        """Open the code store, emptied, and the logs and locks, kept; all belong to the front."""
+    def directories(self, uid: int, gid: int) -> tuple[int, int, int, int]:
+        """Open the code that runs, emptied, and logs, locks and the function store, kept; all belong to the front."""
         shutil.rmtree(self.path / "code", ignore_errors=True)
         fds = []
-        for name, mode in (("code", 0o755), ("logs", 0o750), ("locks", 0o750)):
+        for name, mode in (("code", 0o755), ("logs", 0o750), ("locks", 0o750), ("store", 0o700)):
             directory = self.path / name
             directory.mkdir(exist_ok=True)
             fd = os.open(directory, _DIRECTORY)
             os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
             fds.append(fd)
-        return fds[0], fds[1], fds[2]
+        return fds[0], fds[1], fds[2], fds[3]
 
     def release(self) -> None:
         """Leave: a directory without a live worker says so."""

@@ -91,7 +91,7 @@ def _serve(
     begun: float,
 ) -> int:
     host, port = listener.getsockname()[:2]
-    code_fd, logs_fd, locks_fd = state.directories(*ids)
+    code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
     store = settings.package_store or str(state.path / "packages")
     planner = _planner(settings, state, log)
     installs = Installs(settings, store, _index_environment(), locks_fd, log)
@@ -107,7 +107,7 @@ def _serve(
     )
     try:
         theirs.close()
-        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd, locks_fd))
+        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd, locks_fd, store_fd))
         listener.close()
         os.close(logs_fd)
         ours.setblocking(False)
@@ -118,7 +118,7 @@ def _serve(
             _notify(b"READY=1")
 
         async def serve() -> int:
-            return await Broker(settings, ours, front, code_fd, installs, planner, on_serving, log).run()
+            return await Broker(settings, ours, front, code_fd, store_fd, installs, planner, on_serving, log).run()
 
         status = asyncio.run(serve())
         if installs.busy:
@@ -130,6 +130,7 @@ def _serve(
         ours.close()
         os.close(code_fd)
         os.close(locks_fd)
+        os.close(store_fd)
 
 
 def _planner(settings: Settings, state: StateDirectory, log: WorkerLog) -> Planner:
