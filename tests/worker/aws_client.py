@@ -24,17 +24,17 @@ def handler(event, context):
 """
 
 
-def client(worker: WorkerProcess, **config: Any) -> Any:
+def client(worker: WorkerProcess, secret: str = "secret", **config: Any) -> Any:
     """A client that does not try again, and fails for a reply that is not of its operation's shape."""
     made = boto3.client(
         "lambda",
         endpoint_url=f"http://127.0.0.1:{worker.port}",
         region_name="us-east-1",
         aws_access_key_id="AKIDEXAMPLE",
-        aws_secret_access_key="secret",
+        aws_secret_access_key=secret,
         config=Config(retries={"total_max_attempts": 1}, read_timeout=60, **config),
     )
-    made.meta.events.register("after-call.lambda", _validate)
+    made.meta.events.register("after-call.lambda", _validate, unique_id="model")
     return made
 
 

@@ -134,7 +134,7 @@ class Serving(_Request, frozen=True, tag="serving"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """First message to the front. Descriptors: listening socket, code, logs, locks, function store."""
+    """First message to the front. Descriptors: listening socket, local socket, code, logs, locks, function store."""
 
     settings: Settings
     uid: int

@@ -11,11 +11,13 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 import prctl
 import uvloop
 
 from olsock_worker import broker_protocol, privileges
+from olsock_worker.aws.access import Access
 from olsock_worker.aws.control import Control
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving, ZygoteState
@@ -51,6 +53,7 @@ class Front:
         settings: Settings,
         sock: socket.socket,
         listener: socket.socket,
+        local: socket.socket,
         code_fd: int,
         logs_fd: int,
         locks_fd: int,
@@ -69,6 +72,8 @@ class Front:
         self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
         self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
         self._routes.edge = self._edge
+        self._local = local
+        self._local_edge = Edge(settings.http, partial(self._routes.handle, local=True), self._routes.refused)
         self._registry = Registry(code_fd, settings)
         code = CodeStore(store_fd)
         self._catalog = Catalog(
@@ -77,11 +82,13 @@ class Front:
         )
         uploads = Uploads(self._broker, code, settings)
         self._routes.control = Control(
-            *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry, self._log)
+            *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
+            *(Access(settings.credentials, listener.getsockname()[0]), self._log),
         )
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._local_server: asyncio.Server | None = None
 
     async def run(self) -> None:
         """Serve until told to drain."""
@@ -92,6 +99,7 @@ class Front:
         await self._catalog.load()
         await self._look()
         self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=_BACKLOG)
+        self._local_server = await loop.create_unix_server(self._local_edge.protocol, sock=self._local)
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -282,15 +290,18 @@ class Front:
         """Accept no more, answer what came, give up after the grace."""
         self._log("info", "draining", running=self._fleet.running)
         self._edge.drain()
+        self._local_edge.drain()
         await asyncio.sleep(0.05)  # connections that the kernel has accepted for us are taken over meanwhile
-        if self._server is not None:
-            self._server.close()
+        for server in (self._server, self._local_server):
+            if server is not None:
+                server.close()
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() - begun < self._settings.drain:
             if loop.time() - begun >= min(_LAME, self._settings.drain):
                 self._edge.close_idle()
-            if not len(self._edge) and not self._fleet.running:
+                self._local_edge.close_idle()
+            if not len(self._edge) and not len(self._local_edge) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
         self._log("info", "drained", cut=self._edge.busy)
@@ -310,11 +321,12 @@ def main() -> int:
         return _LOST_BROKER
     privileges.raise_open_files()
     privileges.drop(hello.uid, hello.gid)
-    listener = socket.socket(fileno=fds[0])
+    listener, local = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
     listener.setblocking(False)
+    local.setblocking(False)
 
     async def serve() -> None:
-        await Front(hello.settings, sock, listener, *fds[1:]).run()
+        await Front(hello.settings, sock, listener, local, *fds[2:]).run()
 
     try:
         uvloop.run(serve())

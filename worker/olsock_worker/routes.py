@@ -60,8 +60,8 @@ class Routes:
         self._begun = monotonic()
         self._refused: dict[str, int] = {}
 
-    def handle(self, call: Call) -> None:
-        """Answer a request, or give it to who will. Never raises."""
+    def handle(self, call: Call, local: bool = False) -> None:
+        """Answer a request, or give it to who will; `local` ones came by the socket in the state directory. Never raises."""
         try:
             path, _, query = call.target.partition(b"?")
             if b"://" in path[:10]:
@@ -73,7 +73,7 @@ class Routes:
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
             elif self.control.takes(path):
-                self.control.handle(call, path, query)
+                self.control.handle(call, path, query, local)
             else:
                 self._error(call, 404, "not_found", "there is /run/<function>, /status, /stats and AWS Lambda's API")
         except Exception as error:  # a bug of ours must end one request, not the worker

@@ -40,6 +40,16 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     pipeline: Count = 64
 
 
+class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who may use the control API. With either, every request that comes over the network has to have one."""
+
+    keys: dict[
+        Annotated[str, msgspec.Meta(pattern=r"^[\w/+=.@-]{1,128}$")],
+        Annotated[str, msgspec.Meta(min_length=16, max_length=256)],
+    ] = {}  # secret access keys, by their ids
+    token: Annotated[str, msgspec.Meta(pattern=r"^([!-~]{16,256})?$")] = ""  # a bearer token
+
+
 class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a function gets when its ol.yaml does not say."""
 
@@ -95,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     access_log: bool = False
     http: Http = Http()
     function: FunctionDefaults = FunctionDefaults()
+    credentials: Credentials = Credentials()
 
 
 def load(path: str | None, overrides: dict[str, object]) -> Settings:

@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import msgspec
 
 from olsock_worker.settings import SettingsError
 
+SOCKET = "api.sock"
 _RUNNING = "worker.json"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -65,6 +67,23 @@ class StateDirectory:
             fds.append(fd)
         return fds[0], fds[1], fds[2], fds[3]
 
+    def listen(self) -> socket.socket:
+        """Bind the socket by which whoever may open this directory uses the worker without credentials."""
+        directory = os.open(self.path, _DIRECTORY)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(SOCKET, dir_fd=directory)
+            listener.bind(f"/proc/self/fd/{directory}/{SOCKET}")  # however long the path of the directory is
+            os.chmod(SOCKET, 0o600, dir_fd=directory)
+            listener.listen()
+            return listener
+        except BaseException:
+            listener.close()
+            raise
+        finally:
+            os.close(directory)
+
     def release(self) -> None:
         """Leave: a directory without a live worker says so."""
         if self._lock >= 0:
@@ -72,6 +91,8 @@ class StateDirectory:
                 os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = -1
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path / SOCKET)
             shutil.rmtree(self.path / "code", ignore_errors=True)
 
 

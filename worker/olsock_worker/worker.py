@@ -92,6 +92,7 @@ def _serve(
 ) -> int:
     host, port = listener.getsockname()[:2]
     code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
+    local = state.listen()
     store = settings.package_store or str(state.path / "packages")
     planner = _planner(settings, state, log)
     installs = Installs(settings, store, _index_environment(), locks_fd, log)
@@ -107,8 +108,10 @@ def _serve(
     )
     try:
         theirs.close()
-        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd, locks_fd, store_fd))
+        sockets = listener.fileno(), local.fileno()
+        broker_protocol.send(ours, Hello(settings, *ids), (*sockets, code_fd, logs_fd, locks_fd, store_fd))
         listener.close()
+        local.close()
         os.close(logs_fd)
         ours.setblocking(False)
 
@@ -128,6 +131,7 @@ def _serve(
         front.kill()
         front.wait()
         ours.close()
+        local.close()
         os.close(code_fd)
         os.close(locks_fd)
         os.close(store_fd)

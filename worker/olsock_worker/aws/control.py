@@ -17,6 +17,7 @@ from olsock_worker.aws.versions import Versions
 from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
 
 if TYPE_CHECKING:
+    from olsock_worker.aws.access import Access
     from olsock_worker.calls import Call
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
@@ -47,13 +48,14 @@ class Control:
         deployer: Deployer,
         failures: dict[str, str],
         registry: Registry,
+        access: Access,
         log: WorkerLog,
     ) -> None:
         functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
         openlambda = OpenLambda(catalog, functions, fleet)
         self.throttled = catalog.throttled
-        self._log = log
+        self._access, self._log = access, log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
         concurrency = f"functions{one}/concurrency"
@@ -92,15 +94,20 @@ class Control:
         """Say whether a path belongs to the API."""
         return _PREFIX.match(path) is not None
 
-    def handle(self, call: Call, path: bytes, query: bytes) -> None:
-        """Carry a request out, in the background. It is finished even if the client leaves meanwhile."""
-        task = asyncio.create_task(self._run(call, path, query))
+    def handle(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+        """Carry a request out, in the background. It is finished even if the client leaves meanwhile.
+
+        A `local` one came by a socket that only its owner can open.
+        """
+        task = asyncio.create_task(self._run(call, path, query, local))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, call: Call, path: bytes, query: bytes) -> None:
+    async def _run(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
         request = Request(call, {}, ())
         try:
+            if not local:
+                await self._access.check(call, path, query)
             operation, found = self._find(call.method, path.decode("ascii", "replace"))
             request = Request(call, _parameters(query), found)
             answer = await operation(request)
