@@ -202,11 +202,13 @@ def test_boto_signs_and_is_believed(worker: WorkerProcess) -> None:
     wrong.meta.events.unregister("after-call.lambda", unique_id="model")
     with pytest.raises(ClientError, match="InvalidSignatureException"):
         wrong.create_function(FunctionName="signed", Code={"ZipFile": zipped()}, **given)
+    wrong.close()
     aws = client(worker, secret=SECRET)
     large = zipped({"app.py": "def handler(e, c): return e", "noise": os.urandom(2 << 20)})
     aws.create_function(FunctionName="signed", Code={"ZipFile": large}, **given)
     assert aws.list_functions()["Functions"][0]["FunctionName"] == "signed"
     aws.delete_function(FunctionName="signed")
+    aws.close()
 
 
 @pytest.mark.system

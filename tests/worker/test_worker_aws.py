@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +22,10 @@ ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
 
 
 @pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Any:
-    return client(worker)
+def aws(worker: WorkerProcess) -> Iterator[Any]:
+    made = client(worker)
+    yield made
+    made.close()
 
 
 def refused(kind: str, call: Callable[..., Any], *words: str, **given: Any) -> str:
@@ -132,6 +138,7 @@ def test_what_makes_no_sense_is_refused_by_its_name(worker: WorkerProcess, given
     whole.setdefault("Code", {"ZipFile": zipped()})
     refused("InvalidParameterValueException", unchecked.create_function, word, **whole)
     assert "never" not in [each["FunctionName"] for each in unchecked.list_functions()["Functions"]]
+    unchecked.close()
 
 
 def test_what_does_no_harm_is_accepted(aws: Any) -> None:
@@ -183,7 +190,9 @@ def test_lists_go_on_where_they_ended(aws: Any) -> None:
         f"{ARN}{name}:{number}" for name in names for number in (["$LATEST", "1"] if name == names[3] else ["$LATEST"])
     ]
     assert found == expected
-    refused("InvalidParameterValueException", client_without_checks(aws).list_functions, MaxItems=0)
+    unchecked = client_without_checks(aws)
+    refused("InvalidParameterValueException", unchecked.list_functions, MaxItems=0)
+    unchecked.close()
     for name in names:
         aws.delete_function(FunctionName=name)
 
@@ -227,7 +236,7 @@ def test_an_error_of_the_handler_is_told_as_aws_does(aws: Any) -> None:
     ],
 )
 def test_each_way_to_fail_has_its_type(aws: Any, source: str, kind: str, word: str) -> None:
-    create(aws, "fails", {"app.py": source}, Timeout=1)
+    create(aws, "fails", {"app.py": source}, Timeout=1 if "sleep" in source else 20)
     try:
         reply = invoke(aws, "fails")
         assert reply["FunctionError"] == "Unhandled"
@@ -278,6 +287,30 @@ def test_functions_of_the_api_are_run_too(worker: WorkerProcess, aws: Any) -> No
     assert worker.call("ran").status == 404
 
 
+def test_the_aws_command(worker: WorkerProcess, tmp_path: Path) -> None:
+    (tmp_path / "code.zip").write_bytes(zipped())
+    environment = {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+
+    def run(*argv: str) -> Any:
+        command = [sys.executable, "-m", "awscli", "lambda", *argv, "--endpoint-url", f"http://127.0.0.1:{worker.port}"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout or b"null")
+
+    how = ("--runtime", "python3.11", "--handler", "app.handler", "--role", ROLE, "--zip-file", "fileb://code.zip")
+    assert run("create-function", "--function-name", "typed", *how)["Version"] == "$LATEST"
+    run("wait", "function-active-v2", "--function-name", "typed")
+    assert run("invoke", "--function-name", "typed", "--payload", '{"a": 1}', "out")["StatusCode"] == 200
+    assert json.loads((tmp_path / "out").read_bytes())["event"] == {"a": 1}
+    assert run("publish-version", "--function-name", "typed")["Version"] == "1"
+    run("delete-function", "--function-name", "typed")
+
+
 # -- versions and aliases -----------------------------------------------------------------------------------------
 
 
@@ -300,7 +333,9 @@ def test_versions_stay_as_they_were(aws: Any) -> None:
     aws.delete_function(FunctionName="versions", Qualifier="1")
     refused("ResourceNotFoundException", aws.invoke, FunctionName="versions", Qualifier="1")
     refused("InvalidParameterValueException", aws.delete_function, FunctionName="versions", Qualifier="$LATEST")
-    assert aws.publish_version(FunctionName="versions", Description="third")["Version"] == "3", "numbers are used once"
+    assert aws.publish_version(FunctionName="versions", Description="third")["Version"] == "2", "nothing has changed"
+    aws.delete_function(FunctionName="versions", Qualifier="2")
+    assert aws.publish_version(FunctionName="versions")["Version"] == "3", "numbers are used once"
     aws.delete_function(FunctionName="versions")
 
 

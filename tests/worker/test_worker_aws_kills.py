@@ -42,6 +42,7 @@ class Client(threading.Thread):
         except (BotoCoreError, ClientError) as error:
             self.error = error
         finally:
+            self._aws.close()
             self.changes.release()
 
     def _change(self) -> None:
@@ -85,6 +86,7 @@ def test_nothing_is_lost_or_torn(fresh: Callable[..., WorkerProcess]) -> None:
         process.start()
         aws = client(process)
         _settle(aws, known, changing.attempted)
+        aws.close()
     aws = client(process)
     for name, expected in known.items():
         active(aws, name)
@@ -94,6 +96,7 @@ def test_nothing_is_lost_or_torn(fresh: Callable[..., WorkerProcess]) -> None:
             assert first == second
     for name in list(known):
         aws.delete_function(FunctionName=name)
+    aws.close()
     for part in ("code", "uploads", "scratch"):
         assert os.listdir(process.state / "store" / part) == []
 

@@ -55,7 +55,7 @@ def version(name: str = "f", digest: str = "d", revision: str = "r") -> Version:
 def test_what_is_stored_is_there_again(place: Place) -> None:
     shown = {"TracingConfig": msgspec.Raw(b'{"Mode":"Active"}')}
     made = msgspec.structs.replace(version(), configuration=Configuration(handler="a.b", timeout=3, shown=shown))
-    place.store.create(made, {"k": "v"})
+    assert place.store.create(made, {"k": "v"}, False) is None
     place.store.reserve("f", 3)
     found = place.again().version("f", LATEST)
     assert msgspec.json.encode(found) == msgspec.json.encode(made)
@@ -64,10 +64,10 @@ def test_what_is_stored_is_there_again(place: Place) -> None:
 
 def test_versions_are_numbered_and_stay(place: Place) -> None:
     store = place.store
-    store.create(version(), {})
+    store.create(version(), {}, False)
     one = store.publish("f", "first", None, None)
     assert store.publish("f", None, None, None) == one and store.publish("f", "first", "sha-d", "r") == one
-    changed = store.change("f", Code("e", "sha-e", 20), None, None, "r")
+    changed, _ = store.change("f", Code("e", "sha-e", 20), None, None, "r", False)
     assert changed.configuration.handler == "a.b" and changed.requirements == ("numpy",)
     two = store.publish("f", None, None, changed.revision)
     assert [each.number for each in store.versions("f", "", 9)] == [LATEST, "1", "2"]
@@ -82,12 +82,12 @@ def test_versions_are_numbered_and_stay(place: Place) -> None:
 
 def test_each_refusal_changes_nothing(place: Place) -> None:
     store = place.store
-    store.create(version(), {})
+    store.create(version(), {}, False)
     store.publish("f", None, None, None)
     store.create_alias(Alias("f", "live", "1", {}, "", "r"))
     before = (place.directory / FILE).stat(), store.versions("f", "", 9), store.aliases("f", None, "", 9)
     for error, call in (
-        (Conflict, lambda: store.create(version(), {})),
+        (Conflict, lambda: store.create(version(), {}, False)),
         (Absent, lambda: store.version("f", "7")),
         (Absent, lambda: store.version("f", "x")),
         (Absent, lambda: store.version("g", LATEST)),
@@ -99,7 +99,7 @@ def test_each_refusal_changes_nothing(place: Place) -> None:
         (Absent, lambda: store.change_alias("f", "live", "9", None, None, None)),
         (Conflict, lambda: store.create_alias(Alias("f", "live", "1", {}, "", "r"))),
         (Conflict, lambda: store.delete_version("f", "1")),
-        (Stale, lambda: store.change("f", None, None, None, "other")),
+        (Stale, lambda: store.change("f", None, None, None, "other", True)),
         (Stale, lambda: store.publish("f", None, "other", None)),
         (Stale, lambda: store.change_alias("f", "live", None, None, "d", "other")),
     ):
@@ -195,9 +195,9 @@ while True:
     digest = code.add(lambda copy: copy.add_file("n/f.py", io.BytesIO(text), False), 1000, 10)
     made = Code(digest, str(number), number)
     if "f" in known:
-        store.change("f", made, Configuration(description=str(number)), None, None)
+        store.change("f", made, Configuration(description=str(number)), None, None, True)
     else:
-        store.create(Version("f", LATEST, made, Configuration(description=str(number)), (), "r", ""), {})
+        store.create(Version("f", LATEST, made, Configuration(description=str(number)), (), "r", ""), {}, True)
         known.add("f")
     code.unpin(digest)
     print(number, flush=True)  # acknowledged
@@ -229,8 +229,13 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path, seed: int) -> None:
             assert found.configuration.description == str(number) and found.code.size == number
             assert code.read(found.code.digest, "n/f.py", 99) == str(number).encode()
             assert next(iter(store._db.execute("PRAGMA integrity_check")))[0] == "ok"
+            versions = store.versions("f", "", 1000)
+            assert versions[-1].code == found.code, "changed, but not published"
             code.collect(store.digests)
-            assert os.listdir(tmp_path / "code") == [found.code.digest] and os.listdir(tmp_path / "scratch") == []
+            assert (
+                set(os.listdir(tmp_path / "code")) == {each.code.digest for each in versions}
+                and os.listdir(tmp_path / "scratch") == []
+            )
             last = number
         finally:
             store.close()

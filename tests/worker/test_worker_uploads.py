@@ -10,6 +10,7 @@ import tarfile
 import time
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ def config() -> str:
 
 
 @pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Any:
-    return client(worker)
+def aws(worker: WorkerProcess) -> Iterator[Any]:
+    made = client(worker)
+    yield made
+    made.close()
 
 
 def special(name: str, mode: int, data: bytes = b"/etc/passwd") -> bytes:

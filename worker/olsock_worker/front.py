@@ -330,8 +330,9 @@ def main() -> int:
 
     try:
         uvloop.run(serve())
-    except StoreError as error:
-        WorkerLog("front")("error", "store", error=str(error))
+    except (StoreError, PermissionError) as error:
+        hint = f"all of STATE/store has to belong to uid {os.getuid()}"
+        WorkerLog("front")("error", "store", error=str(error), hint=hint)
         os._exit(_BAD_STORE)
     sys.stdout.flush()
     os._exit(0)  # nothing is left to do, and threads reading a dead disk must not hold the exit up

@@ -82,7 +82,7 @@ class Routes:
 
     def _run(self, call: Call, path: bytes, query: bytes) -> None:
         name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
-        function = self._fleet.functions.get(name)
+        function = self._fleet.functions.get(name) if ":" not in name else None  # published versions: by Invoke alone
         if function is None:
             if name in self._deployer.pending:
                 self._error(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))

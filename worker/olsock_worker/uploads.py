@@ -38,7 +38,10 @@ class Uploads:
         """
         loop = asyncio.get_running_loop()
         upload = self._code.upload(archive)
-        path = await loop.run_in_executor(None, upload.__enter__)
+        try:
+            path = await loop.run_in_executor(None, upload.__enter__)
+        except OSError as error:
+            raise _unkept(error) from None
         try:
             source = await self._ask(path, form)
             digest = await loop.run_in_executor(None, self._receive, source)
@@ -89,7 +92,7 @@ class Uploads:
             except OSError as error:
                 if error.errno == errno.ENAMETOOLONG:
                     raise FunctionError("a name is too long") from None
-                raise UnpackError(f"the store: {os.strerror(error.errno or 0)}") from None
+                raise _unkept(error) from None
 
     def _yaml(self, digest: str) -> str:
         """Return the text of the ol.yaml, which has been checked."""
@@ -99,3 +102,7 @@ class Uploads:
             return data.decode()
         except UnicodeDecodeError:
             raise FunctionError(f"{ol_yaml.NAME} is not UTF-8") from None
+
+
+def _unkept(error: OSError) -> UnpackError:
+    return UnpackError(f"the store: {os.strerror(error.errno or 0)}")

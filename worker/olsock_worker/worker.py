@@ -92,7 +92,10 @@ def _serve(
 ) -> int:
     host, port = listener.getsockname()[:2]
     code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
-    local = state.listen()
+    try:
+        local = state.listen()
+    except OSError as error:
+        raise SettingsError(f"state={settings.state!r}: no socket can be made there: {error.strerror}") from None
     store = settings.package_store or str(state.path / "packages")
     planner = _planner(settings, state, log)
     installs = Installs(settings, store, _index_environment(), locks_fd, log)

@@ -78,11 +78,8 @@ class Functions:
     async def _create(self, version: Version, tags: dict[str, str], publish: bool) -> Shape:
         async with self._catalog.writing:
             self._check_free(version.function)
-            await self._catalog.ask(self._store.create, version, tags)
-            await self._catalog.serve(version)
-            if publish:
-                version = await self._publish(version.function)
-        return self.shape(version)
+            published = await self._catalog.ask(self._store.create, version, tags, publish)
+            return await self._followed(version, published)
 
     async def upload(self, name: str, archive: bytes) -> None:
         """Deploy a tar.gz as OpenLambda does, in place of what there was under the name."""
@@ -90,12 +87,12 @@ class Functions:
             version = await self._made(name, code, Configuration(role=_ROLE))
             async with self._catalog.writing:
                 if name in self._catalog:
-                    change = code, version.configuration, version.requirements, None
-                    await self._catalog.serve(await self._catalog.ask(self._store.change, name, *change))
+                    change = code, version.configuration, version.requirements, None, False
+                    version, _ = await self._catalog.ask(self._store.change, name, *change)
                 else:
                     self._check_free(name)
-                    await self._catalog.ask(self._store.create, version, {})
-                    await self._catalog.serve(version)
+                    await self._catalog.ask(self._store.create, version, {}, False)
+                await self._catalog.serve(version)
         await self._catalog.collect()
 
     async def _made(self, name: str, code: Code, configuration: Configuration) -> Version:
@@ -158,12 +155,8 @@ class Functions:
             requirements = await self._required(code, before.configuration)
             if given.dry_run:
                 return Answer(200, self.shape(msgspec.structs.replace(before, code=code)))
-            change = code, None, requirements, given.revision_id
-            version = await self._catalog.ask(self._store.change, name, *change)
-            await self._catalog.serve(version)
-            if given.publish:
-                version = await self._publish(name)
-            shown = self.shape(version)
+            change = code, None, requirements, given.revision_id, bool(given.publish)
+            shown = await self._followed(*await self._catalog.ask(self._store.change, name, *change))
         await self._catalog.collect()
         return Answer(200, shown)
 
@@ -175,15 +168,16 @@ class Functions:
             before = await self._catalog.ask(self._store.version, name, LATEST)
             configuration = parameters.configure(before.configuration, given)
             requirements = await self._required(before.code, configuration)
-            change = None, configuration, requirements, given.revision_id
-            version = await self._catalog.ask(self._store.change, name, *change)
-            await self._catalog.serve(version)
-        return Answer(200, self.shape(version))
+            change = None, configuration, requirements, given.revision_id, False
+            shown = await self._followed(*await self._catalog.ask(self._store.change, name, *change))
+        return Answer(200, shown)
 
-    async def _publish(self, name: str) -> Version:
-        version = await self._catalog.ask(self._store.publish, name, None, None, None)
-        await self._catalog.published(version)
-        return version
+    async def _followed(self, latest: Version, published: Version | None) -> Shape:
+        """Have a change served; return the version that is to be shown for it."""
+        await self._catalog.serve(latest)
+        if published is not None:
+            await self._catalog.published(published)
+        return self.shape(published or latest)
 
     async def delete(self, request: Request) -> Answer:
         """DeleteFunction: all of it, or one published version."""

@@ -16,8 +16,8 @@ class FunctionStore(Protocol):
     Lists are in a fixed order and go on after the key given, "" for the beginning. To be used by one thread at a time.
     """
 
-    def create(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Add a function with its first version, LATEST."""
+    def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
+        """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""
 
     def change(
         self,
@@ -26,8 +26,9 @@ class FunctionStore(Protocol):
         configuration: Configuration | None,
         requirements: Sequence[str] | None,
         revision: str | None,
-    ) -> Version:
-        """Change LATEST in what is given, and return it."""
+        publish: bool,
+    ) -> tuple[Version, Version | None]:
+        """Change LATEST in what is given; return it, and the published version if it is to be published at once."""
 
     def publish(self, name: str, description: str | None, sha256: str | None, revision: str | None) -> Version:
         """Make a version of LATEST as it is; return it, or the newest if that is the same. `sha256` has to be the code's."""

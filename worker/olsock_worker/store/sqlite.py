@@ -101,14 +101,15 @@ class SqliteStore:
 
     # -- functions and versions ---------------------------------------------------------------------------------------
 
-    def create(self, version: Version, tags: Mapping[str, str]) -> None:
-        """Add a function with its first version, LATEST."""
+    def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
+        """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""
         name = version.function
         with self._transaction() as db:
             if self._row(db, "SELECT 1 FROM functions WHERE name = ?", name) is not None:
                 raise Conflict(f"Function already exist: {name}")
             db.execute("INSERT INTO functions (name, tags) VALUES (?, ?)", (name, _text(dict(tags))))
             self._put(db, version)
+            return self._publish(db, version, None) if publish else None
 
     def change(
         self,
@@ -117,8 +118,9 @@ class SqliteStore:
         configuration: Configuration | None,
         requirements: Sequence[str] | None,
         revision: str | None,
-    ) -> Version:
-        """Change LATEST in what is given, and return it."""
+        publish: bool,
+    ) -> tuple[Version, Version | None]:
+        """Change LATEST in what is given; return it, and the published version if it is to be published at once."""
         with self._transaction() as db:
             before = self._version(db, name, LATEST)
             _check(revision, before.revision)
@@ -131,7 +133,7 @@ class SqliteStore:
                 modified=now(),
             )
             self._put(db, after)
-        return after
+            return after, self._publish(db, after, None) if publish else None
 
     def publish(self, name: str, description: str | None, sha256: str | None, revision: str | None) -> Version:
         """Make a version of LATEST as it is; return it, or the newest if that is the same. `sha256` has to be the code's."""
@@ -142,21 +144,22 @@ class SqliteStore:
                 raise Stale(
                     f"CodeSha256 ({sha256}) is different from current CodeSHA256 in $LATEST ({latest.code.sha256})"
                 )
-            (last,) = self._row(db, "SELECT published FROM functions WHERE name = ?", name) or (0,)
-            newest = self._row(db, f"SELECT {_VERSION} FROM versions WHERE function = ? AND number = ?", name, last)
-            if newest is not None and last:
-                published = _version(newest)
-                described = published.configuration.description if description is None else description
-                if _is_same(published, latest) and described == published.configuration.description:
-                    return published
-            configuration = latest.configuration
-            if description is not None:
-                configuration = msgspec.structs.replace(configuration, description=description)
-            made = msgspec.structs.replace(
-                latest, number=str(last + 1), configuration=configuration, revision=new_revision(), modified=now()
-            )
-            db.execute("UPDATE functions SET published = published + 1 WHERE name = ?", (name,))
-            self._put(db, made)
+            return self._publish(db, latest, description)
+
+    def _publish(self, db: apsw.Connection, latest: Version, description: str | None) -> Version:
+        name = latest.function
+        (last,) = self._row(db, "SELECT published FROM functions WHERE name = ?", name) or (0,)
+        newest = self._row(db, f"SELECT {_VERSION} FROM versions WHERE function = ? AND number = ?", name, last)
+        if newest is not None and last and _is_same(_version(newest), latest):
+            return _version(newest)
+        configuration = latest.configuration
+        if description is not None:
+            configuration = msgspec.structs.replace(configuration, description=description)
+        made = msgspec.structs.replace(
+            latest, number=str(last + 1), configuration=configuration, revision=new_revision(), modified=now()
+        )
+        db.execute("UPDATE functions SET published = published + 1 WHERE name = ?", (name,))
+        self._put(db, made)
         return made
 
     def delete(self, name: str) -> None:
