@@ -21,7 +21,13 @@ PACKAGES = {"olsock": ROOT / "olsock", "olsock_worker": ROOT / "worker" / "olsoc
 # What the worker may take of the library besides the names of `olsock` itself.
 TAKEN = {"olsock", "olsock.host", "olsock.interpreters", "olsock.leftovers", "olsock.packages", "olsock.spec"}
 TAKEN |= {"olsock.nursery", "olsock.nursery.offshoots", "olsock.trees"}  # and all modules of the latter
-TAKEN |= {"olsock.bytecode", "olsock.packages.requirements", "olsock.runtime.wire", "olsock._core.mounts"}
+TAKEN |= {
+    "olsock.archives",
+    "olsock.bytecode",
+    "olsock.packages.requirements",
+    "olsock.runtime.wire",
+    "olsock._core.mounts",
+}
 
 
 def modules() -> dict[str, Path]:
@@ -179,11 +185,14 @@ def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
     assert "olsock_worker.broker" in broker and "olsock_worker.http" in front
     clients = ("http", "replies", "edge", "routes", "calls", "front", "unpack", "registry", "streams", "websocket")
     clients += ("answers", "conversations", "forwarding", "handshakes", "heads", "responses")
+    clients += ("uploads", "catalog", "aws", "store")
     assert not broker & {f"olsock_worker.{name}" for name in clients}
-    privileged = ("broker", "installs", "zygotes", "forest", "snapshots", "handmade", "planner", "worker", "state")
+    assert not {each for each in broker if each.startswith(("olsock_worker.aws.", "olsock_worker.store."))}
+    privileged = ("broker", "installs", "unpacks", "zygotes", "forest", "snapshots")
+    privileged += ("handmade", "planner", "worker", "state")
     assert not front & {f"olsock_worker.{name}" for name in privileged}
     outside = {each.split(".")[0] for name in broker for each in imports(KNOWN[name].read_text())}
-    assert not outside & {"httptools", "h11", "wsproto", "uvloop", "tarfile", "gzip", "yaml"}
+    assert not outside & {"httptools", "h11", "wsproto", "uvloop", "tarfile", "gzip", "zipfile", "yaml", "apsw"}
 
 
 # What runs inside sandboxes.

@@ -62,7 +62,15 @@ def test_the_broker_holds_no_internet_socket(worker: WorkerProcess) -> None:
 def test_the_front_holds_nothing_of_roots(worker: WorkerProcess) -> None:
     worker.call("echo", 1)
     uid = int(status(worker.front)["Uid"].split()[0])
-    allowed = ("/state/code", "/state/logs", "/state/locks", "/cgroup.freeze", "/cgroup.kill", "/memory.events")
+    allowed = (
+        "/state/code",
+        "/state/logs",
+        "/state/locks",
+        "/state/store",
+        "/cgroup.freeze",
+        "/cgroup.kill",
+        "/memory.events",
+    )
     allowed += ("/memory.current", "/memory.usage_in_bytes", "/dev/null", "/stderr")
     allowed += ("/memfd:content",)  # what the broker was asked for: a lock, bytecode
     for link in open_files(worker.front):
@@ -70,7 +78,7 @@ def test_the_front_holds_nothing_of_roots(worker: WorkerProcess) -> None:
             assert any(part in link for part in allowed), link
         else:
             assert link.split(":")[0] in ("socket", "pipe", "anon_inode"), link
-    for name in ("code", "logs", "locks"):
+    for name in ("code", "logs", "locks", "store"):
         assert (worker.state / name).stat().st_uid == uid
     mode = worker.state.stat()
     assert (mode.st_uid, mode.st_mode & 0o777) == (0, 0o700)

@@ -47,12 +47,14 @@ from olsock_worker.broker_protocol import (
     Started,
     Stop,
     ToFront,
+    Unpack,
 )
 from olsock_worker.installs import Busy, Installation, Installs
 from olsock_worker.logs import WorkerLog
 from olsock_worker.made import Made
 from olsock_worker.planner import Planner
 from olsock_worker.settings import Settings
+from olsock_worker.unpacks import Unpacks
 from olsock_worker.zygotes import Zygotes
 
 _THREADS = 16
@@ -82,6 +84,7 @@ class Broker:
         sock: socket.socket,
         front: subprocess.Popen[bytes],
         code_fd: int,
+        store_fd: int,
         installs: Installs,
         planner: Planner,
         on_serving: Callable[[], None],
@@ -101,6 +104,7 @@ class Broker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = self._forced = False
         self._front_ended = asyncio.Event()
+        self._unpacks = Unpacks(settings, store_fd, self._send, log)
         self._zygotes = Zygotes(settings, installs, planner, self._open_code, self._send, log)
 
     async def run(self) -> int:
@@ -175,6 +179,8 @@ class Broker:
             self._begin(self._install(message))
         elif isinstance(message, Compile):
             self._begin(self._compile(message, self._installs.hold(message.installation)))
+        elif isinstance(message, Unpack):
+            self._begin(self._unpacks.unpack(message))
         elif isinstance(message, Measure):
             self._begin(self._measure(message))
         elif isinstance(message, Deploy | Remove | Release | Learnt | Evict):

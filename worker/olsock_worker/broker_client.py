@@ -19,10 +19,11 @@ from olsock_worker.broker_protocol import (
     Measured,
     Started,
     ToBroker,
+    Unpacking,
     ZygoteState,
 )
 
-Reply = Done | Started | Installed | Compiled | Measured | Failed
+Reply = Done | Started | Installed | Compiled | Unpacking | Measured | Failed
 OnReply = Callable[[Reply, list[int]], None]
 
 

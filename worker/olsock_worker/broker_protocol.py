@@ -117,6 +117,13 @@ class Compile(_Request, frozen=True, tag="compile", kw_only=True):
     installation: Number
 
 
+class Unpack(_Request, frozen=True, tag="unpack", kw_only=True):
+    """Unpack the archive at `path` (relative to the function store). Answered by Unpacking."""
+
+    path: _Path
+    form: Literal["zip", "tar.gz"]
+
+
 class Release(_Request, frozen=True, tag="release", kw_only=True):
     """An installation starts no instance any more; its packages go, if they have to, after the last one."""
 
@@ -132,7 +139,7 @@ class Serving(_Request, frozen=True, tag="serving"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """First message to the front. Descriptors: listening socket, code store, logs, locks."""
+    """First message to the front. Descriptors: listening socket, local socket, code, logs, locks, function store."""
 
     settings: Settings
     uid: int
@@ -169,6 +176,12 @@ class Installed(msgspec.Struct, frozen=True, tag="installed", forbid_unknown_fie
 
 class Compiled(msgspec.Struct, frozen=True, tag="compiled", forbid_unknown_fields=True):
     """Code was compiled. Descriptor: a file with what a sandbox said, which `olsock.bytecode.parse` takes."""
+
+    id: int
+
+
+class Unpacking(msgspec.Struct, frozen=True, tag="unpacking", forbid_unknown_fields=True):
+    """An archive is being unpacked. Descriptor: a pipe with what a sandbox says, which `olsock.archives.read` takes."""
 
     id: int
 
@@ -229,11 +242,12 @@ ToBroker = (
     | Measure
     | Install
     | Compile
+    | Unpack
     | Release
     | Registry
     | Serving
 )
-ToFront = Hello | Done | Started | Installed | Compiled | Measured | Failed | ZygoteState | Drain
+ToFront = Hello | Done | Started | Installed | Compiled | Unpacking | Measured | Failed | ZygoteState | Drain
 
 _encode = msgspec.json.Encoder().encode
 _decode_to_broker = msgspec.json.Decoder(ToBroker).decode

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
+import msgspec
+
 if TYPE_CHECKING:
     from olsock_worker.handshakes import Handshake
     from olsock_worker.heads import Head
     from olsock_worker.instances import Instance
-    from olsock_worker.replies import Replies
+    from olsock_worker.streams import Stream
 
 # Unique over restarts without costing a system call a request: random once, then counted.
 _PREFIX = secrets.token_hex(6)
@@ -26,12 +28,52 @@ class Replier(Protocol):
         """Answer, or end what was begun: it has failed."""
 
 
+class Client(Replier, Protocol):
+    """Who takes every kind of answer: a connection, or who has made a call out of what came on one."""
+
+    def answer(self, call: Call, head: Head, body: bytes) -> None:
+        """Answer with headers of the function's own."""
+
+    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+        """Take the head of an answer that comes in parts; say whether these are to be chunks."""
+
+    def write(self, data: bytes) -> None:
+        """Take a part."""
+
+    def finish(self, call: Call, data: bytes) -> None:
+        """Take the end, with last bytes."""
+
+    def cut(self, visible: bool) -> None:
+        """End inside of the parts; `visible` if what is missing tells of it."""
+
+    def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
+        """Return address and port of the client, and those that it has reached."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a function is told of a call beside the request, as AWS Lambda does."""
+
+    client_context: dict[str, object] | None = None
+    arn: str | None = None
+    trace: str | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a call has no result, for who tells of it in other words: the type of the error, and what the handler raised."""
+
+    kind: str
+    name: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
 class Call:
     """A parsed request, and the way back to whoever sent it."""
 
     __slots__ = (
         "body",
         "connection",
+        "failure",
         "handshake",
         "headers",
         "id",
@@ -47,6 +89,7 @@ class Call:
         "sent",
         "started",
         "target",
+        "told",
         "version",
     )
 
@@ -69,6 +112,8 @@ class Call:
         self.started = 0.0  # when it left the queue
         self.sent = 0.0  # when the sandbox got it
         self.instance: Instance | None = None
+        self.told: Told | None = None
+        self.failure: Failure | None = None
         self.on_abandon: Callable[[Call], None] | None = None
 
     def fields(self) -> Iterator[tuple[str, str]]:
@@ -99,4 +144,4 @@ class Call:
         """Send a reply with headers of the function's own, if there is still someone to send it to."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            cast("Replies", connection).answer(self, head, body)
+            cast("Client", connection).answer(self, head, body)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from olsock_worker.cli_fn import fn
 from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
 
@@ -182,6 +183,9 @@ def tree(state: str, svg: str | None) -> None:
     if not console.is_terminal:  # a file or a pipe has no width: lines are not to be cut for one
         console = Console(highlight=False, width=_PIPE_WIDTH)
     console.print(render(found))
+
+
+main.add_command(fn)
 
 
 @main.command()

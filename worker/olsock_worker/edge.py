@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic
@@ -15,6 +16,8 @@ from olsock_worker.settings import Http
 if TYPE_CHECKING:
     from olsock_worker.websocket import WebSocket
 
+_CONTROL = (b"/2015-03-31/functions", b"/registry/")
+_UPLOAD = re.compile(rb"/2015-03-31/functions(/|/[^/?]+/code)?|/registry/[^/?]+")
 _BEAT = 0.25  # seconds; the deadlines of connections are whole seconds
 
 
@@ -31,7 +34,7 @@ class Edge:
         self._connections: set[Connection | WebSocket] = set()
         self._held = 0
         self._budget = int(http.bodies)
-        self.largest_body = int(http.body)
+        self._largest = int(http.body), max(int(http.body), int(http.upload))
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -56,6 +59,10 @@ class Edge:
     def remove(self, connection: Connection | WebSocket) -> None:
         """Count a connection out."""
         self._connections.discard(connection)
+
+    def largest_body(self, target: bytes) -> int:
+        """Return how many bytes of a body a request may have: one that brings code more than others."""
+        return self._largest[target.startswith(_CONTROL) and _UPLOAD.fullmatch(target) is not None]
 
     def hold(self, size: int) -> bool:
         """Take (or, negative, give back) bytes of the budget for request bodies."""

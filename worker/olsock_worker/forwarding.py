@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from olsock.runtime import wire
+from olsock_worker import gateway
 from olsock_worker.handshakes import Handshake, RefusedError, wishes
 from olsock_worker.heads import HOP_BY_HOP, tokens
 
 if TYPE_CHECKING:
-    from olsock_worker.calls import Call
-    from olsock_worker.http import Connection
+    from olsock_worker.calls import Call, Client
     from olsock_worker.ol_yaml import FunctionConfig
 
 SCHEME = "http"
@@ -30,6 +30,14 @@ class EventMeta(msgspec.Struct):
     query: str
     headers: dict[str, str]
     deadline_ms: int  # Unix time
+
+
+class _ToldMeta(EventMeta):
+    """The same with what only calls of the control API have."""
+
+    client_context: dict[str, object] | None
+    arn: str | None
+    trace: str | None
 
 
 class WebMeta(msgspec.Struct, omit_defaults=True):
@@ -53,15 +61,25 @@ class WebMeta(msgspec.Struct, omit_defaults=True):
 _encode = msgspec.json.Encoder().encode
 
 
+def event(call: Call, deadline_ms: int) -> EventMeta:
+    """Return what an event handler is told of a call."""
+    of_call = call.id, call.method, call.path, call.query, call.headers, deadline_ms
+    if call.told is None:
+        return EventMeta(*of_call)
+    return _ToldMeta(*of_call, call.told.client_context, call.told.arn, call.told.trace)
+
+
 def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
     """Return a call as frames for a web application, as a WebSocket's handshake if it is one and the application can.
 
     Raises `RefusedError`.
     """
-    if asgi and wishes(call):
+    if call.told is not None:
+        gateway.unfold(call)
+    elif asgi and wishes(call):
         call.handshake = Handshake(call)
     timeout = config.timeout if call.handshake is None else config.websocket_timeout
-    client, server = cast("Connection", call.connection).addresses()
+    client, server = cast("Client", call.connection).addresses()
     meta = WebMeta(
         id=call.id,
         method=call.method,

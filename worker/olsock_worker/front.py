@@ -11,14 +11,18 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 
 import prctl
 import uvloop
 
 from olsock_worker import broker_protocol, privileges
+from olsock_worker.aws.access import Access
+from olsock_worker.aws.control import Control
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving, ZygoteState
 from olsock_worker.bytecodes import Bytecodes
+from olsock_worker.catalog import Catalog
 from olsock_worker.deployer import Deployer
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
@@ -30,11 +34,15 @@ from olsock_worker.nodes import Nodes
 from olsock_worker.registry import Changes, Deployment, Registry
 from olsock_worker.routes import Routes
 from olsock_worker.settings import Settings
+from olsock_worker.store.code import CodeStore
+from olsock_worker.store.records import StoreError
+from olsock_worker.store.sqlite import SqliteStore
+from olsock_worker.uploads import Uploads
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
 _AGAIN = 0.1  # seconds after which the broker is told what it could not be told
-_LOST_BROKER = 3  # exit status
+_LOST_BROKER, _BAD_STORE = 3, 4  # exit statuses
 
 
 class Front:
@@ -45,9 +53,11 @@ class Front:
         settings: Settings,
         sock: socket.socket,
         listener: socket.socket,
+        local: socket.socket,
         code_fd: int,
         logs_fd: int,
         locks_fd: int,
+        store_fd: int,
     ) -> None:
         self._settings = settings
         self._listener = listener
@@ -62,10 +72,23 @@ class Front:
         self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
         self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
         self._routes.edge = self._edge
+        self._local = local
+        self._local_edge = Edge(settings.http, partial(self._routes.handle, local=True), self._routes.refused)
         self._registry = Registry(code_fd, settings)
+        code = CodeStore(store_fd)
+        self._catalog = Catalog(
+            *(SqliteStore(store_fd), code, code_fd, self._fleet, self._locks, settings),
+            *(self._deploy, self._remove, self._on_failure),
+        )
+        uploads = Uploads(self._broker, code, settings)
+        self._routes.control = Control(
+            *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
+            *(Access(settings.credentials, listener.getsockname()[0]), self._log),
+        )
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._local_server: asyncio.Server | None = None
 
     async def run(self) -> None:
         """Serve until told to drain."""
@@ -73,8 +96,10 @@ class Front:
         self._broker.attach(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_drain)
+        await self._catalog.load()
         await self._look()
         self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=_BACKLOG)
+        self._local_server = await loop.create_unix_server(self._local_edge.protocol, sock=self._local)
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -125,27 +150,38 @@ class Front:
         return await reply
 
     def _apply(self, changes: Changes) -> None:
-        functions = self._fleet.functions
         for deployment in changes.deployed:
-            self._deploy(deployment)
+            if deployment.name in self._catalog:
+                self._garbage.add(deployment.path)
+                self._on_failure(
+                    deployment.name, "a function of this name is deployed over the control API: delete that first"
+                )
+            else:
+                self._deploy(deployment)
         for name, why in changes.failed.items():
-            self._abandon(name)
+            if name not in self._catalog:
+                self._abandon(name)
             self._on_failure(name, why)
         for name in changes.removed:
-            self._abandon(name)
-            self._routes.failures.pop(name, None)
-            function = functions.pop(name, None)
-            if function is not None:
-                self._log("info", "removed", function=name)
-                self._broker.request(Remove(id=self._broker.number(), name=name), _ignore)
-                self._retire(function.deployment)
-                function.close()
+            if name not in self._catalog:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        """Serve a function no longer."""
+        self._abandon(name)
+        self._routes.failures.pop(name, None)
+        function = self._fleet.functions.pop(name, None)
+        if function is not None:
+            self._log("info", "removed", function=name)
+            self._broker.request(Remove(id=self._broker.number(), name=name), _ignore)
+            self._retire(function.deployment)
+            function.close()
 
     def _deploy(self, deployment: Deployment) -> None:
-        """Go over to what is new in the registry, as soon as what it requires is there."""
+        """Go over to a version that is new, as soon as what it requires is there."""
         self._abandon(deployment.name)
         function = self._fleet.functions.get(deployment.name)
-        if function is not None and function.deployment.version == deployment.version:
+        if function is not None and function.deployment.is_same(deployment):
             function.error = ""  # it was changed, and changed back
         else:
             self._deployer.deploy(deployment)
@@ -170,6 +206,7 @@ class Front:
         self._log("info", "deployed", function=deployment.name, version=deployment.version)
         self._announce(deployment)
         self._bytecodes.want(deployment)
+        self._catalog.ready(deployment.name)
 
     def _is_current(self, deployment: Deployment) -> bool:
         function = self._fleet.functions.get(deployment.name)
@@ -201,6 +238,7 @@ class Front:
 
     def _on_failure(self, name: str, why: str) -> None:
         self._log("error", "not_deployed", function=name, why=why)
+        self._catalog.ready(name, why)
         function = self._fleet.functions.get(name)
         if function is not None:
             function.error = why
@@ -213,6 +251,11 @@ class Front:
         self._deployer.release(deployment)
 
     async def _collect(self) -> None:
+        """Remove what is not used any more, while no version is being made ready."""
+        async with self._catalog.turn:
+            await self._collect_code()
+
+    async def _collect_code(self) -> None:
         """Remove the code of versions that are neither current nor running, and the locks of functions that are gone."""
         current = {each.deployment.path for each in self._fleet.functions.values()} | self._deployer.paths
         running = {each.deployment.path for each in self._fleet.instances}
@@ -222,7 +265,7 @@ class Front:
             self._garbage.discard(path)
             if path not in current:
                 await loop.run_in_executor(None, self._registry.forget, path)
-        await loop.run_in_executor(None, self._locks.keep, self._registry.names)
+        await loop.run_in_executor(None, self._locks.keep, self._registry.names | self._catalog.keys)
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 
@@ -249,18 +292,22 @@ class Front:
         """Accept no more, answer what came, give up after the grace."""
         self._log("info", "draining", running=self._fleet.running)
         self._edge.drain()
+        self._local_edge.drain()
         await asyncio.sleep(0.05)  # connections that the kernel has accepted for us are taken over meanwhile
-        if self._server is not None:
-            self._server.close()
+        for server in (self._server, self._local_server):
+            if server is not None:
+                server.close()
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() - begun < self._settings.drain:
             if loop.time() - begun >= min(_LAME, self._settings.drain):
                 self._edge.close_idle()
-            if not len(self._edge) and not self._fleet.running:
+                self._local_edge.close_idle()
+            if not len(self._edge) and not len(self._local_edge) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
         self._log("info", "drained", cut=self._edge.busy)
+        await loop.run_in_executor(None, self._catalog.close)
 
 
 def _ignore(_reply: Reply, _fds: list[int]) -> None:
@@ -276,13 +323,19 @@ def main() -> int:
         return _LOST_BROKER
     privileges.raise_open_files()
     privileges.drop(hello.uid, hello.gid)
-    listener = socket.socket(fileno=fds[0])
+    listener, local = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
     listener.setblocking(False)
+    local.setblocking(False)
 
     async def serve() -> None:
-        await Front(hello.settings, sock, listener, *fds[1:]).run()
+        await Front(hello.settings, sock, listener, local, *fds[2:]).run()
 
-    uvloop.run(serve())
+    try:
+        uvloop.run(serve())
+    except (StoreError, PermissionError) as error:
+        hint = f"all of STATE/store has to belong to uid {os.getuid()}"
+        WorkerLog("front")("error", "store", error=str(error), hint=hint)
+        os._exit(_BAD_STORE)
     sys.stdout.flush()
     os._exit(0)  # nothing is left to do, and threads reading a dead disk must not hold the exit up
 

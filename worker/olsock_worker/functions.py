@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from olsock.runtime import wire
 from olsock_worker import responses
+from olsock_worker.calls import Failure
 from olsock_worker.instances import Instance, State
 from olsock_worker.logs import FunctionLog, WorkerLog
 from olsock_worker.responses import JSON, Error
@@ -289,6 +290,7 @@ class Function:
     def _raised(self, call: Call, error: HandlerError) -> None:
         kind = error.kind if error.kind in ("init", "serialize") else "handler"
         error_id = f"err-{call.id}"
+        call.failure = Failure(kind, error.name, error.message, error.traceback)
         self.log.write(call.id, f"[{error_id}] {error.traceback or error.name + ': ' + error.message}".encode())
         what = _FAULTS.get(kind, "raised an exception")
         if self.config.debug:
@@ -364,6 +366,7 @@ class Function:
 
     def fail(self, call: Call, status: int, kind: str, message: str, extra: bytes = b"") -> None:
         """Answer with an error of ours."""
+        call.failure = Failure(kind, "", message)
         self.finish(call, status, JSON, responses.error_body(Error(kind, message), call.id), extra)
 
     def finish(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes = b"") -> None:

@@ -158,7 +158,7 @@ class Connection(Replies):
             # Anything but plain chunked, or chunked from a peer too old to know it, is where two parsers disagree.
             self._refuse(*_BAD, "transfer-encoding not understood")
             return
-        if length is not None and int(length) > self.edge.largest_body:
+        if length is not None and int(length) > self.edge.largest_body(self._target):
             self._too_large()
             return
         if self._parser.should_upgrade():
@@ -192,7 +192,7 @@ class Connection(Replies):
         self._continue = False
         self._size += len(body)
         self._held += len(body)
-        if self._size > self.edge.largest_body:
+        if self._size > self.edge.largest_body(self._target):
             self._too_large()
         elif not self.edge.hold(len(body)):
             self._held -= len(body)
@@ -252,4 +252,4 @@ class Connection(Replies):
             self._pause()
 
     def _too_large(self) -> None:
-        self._refuse(413, "body_too_large", f"request body over {self.edge.largest_body} bytes")
+        self._refuse(413, "body_too_large", f"request body over {self.edge.largest_body(self._target)} bytes")

@@ -15,7 +15,6 @@ from olsock.runtime import wire
 from olsock.runtime.wire import WireError
 from olsock_worker import answers, forwarding
 from olsock_worker.answers import Limits
-from olsock_worker.forwarding import EventMeta
 from olsock_worker.handshakes import RefusedError
 from olsock_worker.outbox import Outbox
 from olsock_worker.output import Output
@@ -33,7 +32,7 @@ _BEFORE_CALLS = frozenset((wire.STARTED, wire.READY, wire.FAULT))
 _READ = 65_536
 _LAST_READS = 256
 _MEASURE_AGAIN = 1.0  # seconds
-EVENT, STREAM, ASGI = "event", "stream", "asgi"  # of the contracts that READY names
+EVENT, STREAM, WSGI, ASGI = "event", "stream", "wsgi", "asgi"  # of the contracts that READY names
 _PLAIN = b'{"status":200,"content_type":"application/json"}'
 _PLAIN_PREFIX = wire.META.pack(len(_PLAIN)) + _PLAIN
 _PLAIN_BODY = wire.HEADER.size + len(_PLAIN_PREFIX)
@@ -123,7 +122,7 @@ class Instance:
         if self.contract != EVENT and not self._asks_plainly(call):
             return
         told = int((_WALL_CLOCK + until) * 1000)
-        meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        meta = _encode(forwarding.event(call, told))
         body = call.body
         if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
             self._outbox.send(wire.message(wire.REQUEST, call.number, meta, body))
@@ -163,7 +162,7 @@ class Instance:
             self._ask(call)
             return
         told = int((_WALL_CLOCK + self.deadline) * 1000)
-        meta = _encode(EventMeta(call.id, call.method, call.path, call.query, call.headers, told))
+        meta = _encode(forwarding.event(call, told))
         self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, call.body))
 
     def _decline(self) -> None:

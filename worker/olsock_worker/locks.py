@@ -51,6 +51,11 @@ class Locks:
             os.fsync(file.fileno())
         os.rename(scratch, path + suffix, src_dir_fd=self._directory, dst_dir_fd=self._directory)
 
+    def copy(self, source: str, target: str) -> None:
+        """Give a version the files of another, unless it has its own."""
+        if not self.read(target) and (lock := self.read(source)):
+            self.write(target, LOCK, lock)
+
     def prune(self, path: str) -> None:
         """Remove the oldest files of a function, never those of the version at `path`."""
         folder, _, current = path.partition("/")

@@ -30,6 +30,19 @@ class WorkerLog:
             sys.stderr.buffer.flush()
 
 
+class Tail:
+    """The end of what one request printed."""
+
+    LIMIT = 4096
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def add(self, data: bytes) -> None:
+        """Take more in, and let go of what is too much."""
+        self.data = (self.data + data)[-self.LIMIT :]
+
+
 class FunctionLog:
     """One function's log: `<name>.log`, `<name>.log.1`, ... of bounded size, beneath a directory descriptor."""
 
@@ -38,9 +51,12 @@ class FunctionLog:
         self._limit, self._files = size, files
         self._fd = -1
         self._size = 0
+        self.tails: dict[str, Tail] = {}  # of requests that are to be told what they printed
 
     def write(self, source: str, data: bytes) -> None:
         """Write what a handler printed; `source` says during which request."""
+        if self.tails and source in self.tails:
+            self.tails[source].add(data)
         text = data.decode("utf-8", "backslashreplace")
         stamp = _now()
         lines = text.split("\n")

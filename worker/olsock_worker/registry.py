@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable
 
 import msgspec
 
@@ -35,6 +36,10 @@ class Deployment(msgspec.Struct, frozen=True):
     requirements: tuple[str, ...] = ()  # as it names them
     installation: int = 0  # the broker's number for what they were resolved to and for the interpreter
     packages: tuple[str, ...] = ()  # "name==version" of all that is installed for it
+
+    def is_same(self, other: Deployment) -> bool:
+        """Whether both run the same code in the same way."""
+        return self.version == other.version and self.config == other.config
 
     @property
     def path(self) -> str:
@@ -87,6 +92,10 @@ class Registry:
             del self._seen[name]
         return Changes(deployed, failed, removed)
 
+    def again(self, name: str) -> None:
+        """Take a function for new at the next look: what stood in its way has gone."""
+        self._seen.pop(name, None)
+
     @property
     def names(self) -> set[str]:
         """All that the latest look found, whether it could be deployed or not."""
@@ -127,7 +136,7 @@ class Registry:
             try:
                 version = self._copy(registry_fd, entry, target)
                 config, file = self._config(target)
-                required = _requirements(target, file)
+                required = required_by(lambda name, size: _read(target, name, size), file)
             finally:
                 os.close(target)
             deployment = Deployment(name, version, config, required)
@@ -166,16 +175,16 @@ class Registry:
         raise FunctionError(f"handler {config.handler!r}: there is no {module}.py")
 
 
-def _requirements(code_fd: int, handler_file: str) -> tuple[str, ...]:
-    """Return what the code says that it requires, checked but not resolved."""
+def required_by(read: Callable[[str, int], bytes | None], handler_file: str) -> tuple[str, ...]:
+    """Return what code says that it requires, checked but not resolved. `read` gives the beginning of a file."""
 
-    def read(name: str) -> bytes | None:
-        data = _read(code_fd, name, requirements.MAX_FILE + 1)
+    def read_some(name: str) -> bytes | None:
+        data = read(name, requirements.MAX_FILE + 1)
         # Code may be long, or in another encoding, as long as it has nothing to say about this.
         return None if name == handler_file and data is not None and b"# /// script" not in data else data
 
     try:
-        return requirements.collect(read, handler_file)
+        return requirements.collect(read_some, handler_file)
     except olsock.OlsockError as error:
         raise FunctionError(str(error)) from None
 

@@ -21,6 +21,7 @@ from olsock_worker.responses import JSON, Error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from olsock_worker.aws.control import Control
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.calls import Call
     from olsock_worker.deployer import Deployer
@@ -51,6 +52,7 @@ class Routes:
         self.edge: Edge
         self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
+        self.control: Control  # of the API
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -60,8 +62,8 @@ class Routes:
         self._refused: dict[str, int] = {}
         self._metrics = Metrics(fleet, fleet.settings.metrics_functions)
 
-    def handle(self, call: Call) -> None:
-        """Answer a request, or give it to who will. Never raises."""
+    def handle(self, call: Call, local: bool = False) -> None:
+        """Answer a request, or give it to who will; `local` ones came by the socket in the state directory. Never raises."""
         try:
             path, _, query = call.target.partition(b"?")
             if b"://" in path[:10]:
@@ -74,15 +76,18 @@ class Routes:
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
             elif path == b"/metrics":
                 self._text(call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes))
+            elif self.control.takes(path):
+                self.control.handle(call, path, query, local)
             else:
-                self._error(call, 404, "not_found", "there is /run/<function>, /status, /stats and /metrics")
+                known = "/run/<function>, /status, /stats, /metrics and AWS Lambda's API"
+                self._error(call, 404, "not_found", f"there is {known}")
         except Exception as error:  # a bug of ours must end one request, not the worker
             self._log("error", "internal", request=call.id, error=repr(error))
             self._error(call, 500, "internal", "internal error")
 
     def _run(self, call: Call, path: bytes, query: bytes) -> None:
         name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
-        function = self._fleet.functions.get(name)
+        function = self._fleet.functions.get(name) if ":" not in name else None  # published versions: by Invoke alone
         if function is None:
             if name in self._deployer.pending:
                 self._error(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))
@@ -94,6 +99,9 @@ class Routes:
             self._error(
                 call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
             )
+            return
+        if self.control.throttled(name):
+            self._error(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
             return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)

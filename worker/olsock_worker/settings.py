@@ -29,6 +29,7 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     header_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1 << 20)] = 32 * 1024
     header_count: Annotated[int, msgspec.Meta(ge=8, le=10_000)] = 100
     body: Size = "6M"
+    upload: Size = "70M"  # largest request that deploys a function
     bodies: Size = "256M"  # all request bodies held at one time
     reply: Size = "6M"
     header_timeout: Seconds = 10.0
@@ -41,6 +42,16 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     websocket_message: Size = "1M"  # largest message of a WebSocket, either way
     websocket_idle: Seconds = 60.0  # without a sign of life from the client
     disconnect_grace: Seconds = 5.0  # for a function to end a stream or a WebSocket whose client has gone
+
+
+class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who may use the control API. With either, every request that comes over the network has to have one."""
+
+    keys: dict[
+        Annotated[str, msgspec.Meta(pattern=r"^[\w/+=.@-]{1,128}$")],
+        Annotated[str, msgspec.Meta(min_length=16, max_length=256)],
+    ] = {}  # secret access keys, by their ids
+    token: Annotated[str, msgspec.Meta(pattern=r"^([!-~]{16,256})?$")] = ""  # a bearer token
 
 
 class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,12 +104,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     zygote_memory: Size = "1G"
     code: Size = "256M"  # unpacked size of one function
     code_files: Count = 10_000
+    store_bytes: Size = "10G"  # archives of all functions that are deployed over the control API
     log_bytes: Size = "4M"
     log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
     access_log: bool = False
     metrics_functions: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100  # with rows of their own in /metrics
     http: Http = Http()
     function: FunctionDefaults = FunctionDefaults()
+    credentials: Credentials = Credentials()
 
 
 def load(path: str | None, overrides: dict[str, object]) -> Settings:
@@ -122,7 +135,7 @@ def _with_bytes(settings: Settings) -> Settings:
     http, function = settings.http, settings.function
     return msgspec.structs.replace(
         settings,
-        http=_sizes(http, "http.", ("body", "bodies", "reply", "stream", "websocket_message")),
+        http=_sizes(http, "http.", ("body", "upload", "bodies", "reply", "stream", "websocket_message")),
         function=_sizes(function, "function.", ("memory", "tmpfs_size")),
         **{
             name: parse_size(getattr(settings, name), name)
@@ -132,6 +145,7 @@ def _with_bytes(settings: Settings) -> Settings:
                 "zygote_memory",
                 "code",
                 "log_bytes",
+                "store_bytes",
                 "package_bytes",
                 "tree_memory",
             )

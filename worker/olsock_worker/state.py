@@ -6,12 +6,14 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import msgspec
 
 from olsock_worker.settings import SettingsError
 
+SOCKET = "api.sock"
 _RUNNING = "worker.json"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -52,18 +54,35 @@ class StateDirectory:
         data = msgspec.json.encode(running) + b"\n"
         os.pwrite(self._lock, data.ljust(256), 0)
 
-    def directories(self, uid: int, gid: int) -> tuple[int, int, int]:
-        """Open the code store, emptied, and the logs and locks, kept; all belong to the front."""
+    def directories(self, uid: int, gid: int) -> tuple[int, int, int, int]:
+        """Open the code that runs, emptied, and logs, locks and the function store, kept; all belong to the front."""
         shutil.rmtree(self.path / "code", ignore_errors=True)
         fds = []
-        for name, mode in (("code", 0o755), ("logs", 0o750), ("locks", 0o750)):
+        for name, mode in (("code", 0o755), ("logs", 0o750), ("locks", 0o750), ("store", 0o700)):
             directory = self.path / name
             directory.mkdir(exist_ok=True)
             fd = os.open(directory, _DIRECTORY)
             os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
             fds.append(fd)
-        return fds[0], fds[1], fds[2]
+        return fds[0], fds[1], fds[2], fds[3]
+
+    def listen(self) -> socket.socket:
+        """Bind the socket by which whoever may open this directory uses the worker without credentials."""
+        directory = os.open(self.path, _DIRECTORY)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(SOCKET, dir_fd=directory)
+            listener.bind(f"/proc/self/fd/{directory}/{SOCKET}")  # however long the path of the directory is
+            os.chmod(SOCKET, 0o600, dir_fd=directory)
+            listener.listen()
+            return listener
+        except BaseException:
+            listener.close()
+            raise
+        finally:
+            os.close(directory)
 
     def release(self) -> None:
         """Leave: a directory without a live worker says so."""
@@ -72,6 +91,8 @@ class StateDirectory:
                 os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = -1
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path / SOCKET)
             shutil.rmtree(self.path / "code", ignore_errors=True)
 
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, cast
 from olsock.runtime.wire import WireError
 
 if TYPE_CHECKING:
-    from olsock_worker.calls import Call
+    from olsock_worker.calls import Call, Client
     from olsock_worker.heads import Head
     from olsock_worker.instances import Instance
-    from olsock_worker.replies import Replies
 
 
 class Stream:
@@ -34,7 +33,7 @@ class Stream:
             self._left = head.length
         # Without a length and without chunks the end of the connection is the end of the body.
         self._open_end = not self._mute and head.length is None and call.version == "1.0"
-        self._connection = cast("Replies | None", call.connection)
+        self._connection = cast("Client | None", call.connection)
         self._chunked = False
         if self._connection is not None:
             call.connection = self

@@ -1,4 +1,4 @@
-"""Copy a function's code out of the registry: from a directory or a tar.gz, both taken for hostile.
+"""Copy a function's code to where it is run from: out of a directory, a tar.gz, or records of a sandbox, all taken for hostile.
 
 Only plain files and directories are accepted; links, devices, sparse files, absolute and climbing names are refused
 rather than skipped, because code that lacks a file fails later and worse. Bytes are counted as they come, not as a
@@ -10,12 +10,16 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import io
 import os
 import stat
 import tarfile
+import unicodedata
 import zlib
+from collections.abc import Iterator
 from typing import IO, BinaryIO
 
+from olsock import archives
 from olsock_worker.ol_yaml import FunctionError
 
 _CHUNK = 1 << 18
@@ -31,22 +35,47 @@ _EXTENDED = (
 )
 
 
-class Copy:
-    """One function's code on its way into the directory `target_fd`; counts, and computes the version."""
+class TooLarge(FunctionError):
+    """Code is more than the limits allow."""
 
-    def __init__(self, target_fd: int, size: int, files: int) -> None:
+
+class Copy:
+    """One function's code on its way into the directory `target_fd`; counts, and computes the version.
+
+    A `lasting` one is on the disk when it is there. It takes no two names that differ in case or composition alone: such code
+    is another on the machine that it was written on.
+    """
+
+    def __init__(self, target_fd: int, size: int, files: int, lasting: bool = False) -> None:
         self._target = target_fd
         self._size, self._size_limit = 0, size
         self._files, self._files_limit = 0, files
         self._seen: dict[str, str] = {}
+        self._lasting = lasting
+        self._folded: dict[str, str] = {}
 
     @property
-    def version(self) -> str:
+    def digest(self) -> str:
         """A digest of every name, mode and byte copied."""
         digest = hashlib.sha256()
         for name in sorted(self._seen):
             digest.update(f"{name}\0{self._seen[name]}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()[:20]
+        return digest.hexdigest()
+
+    @property
+    def version(self) -> str:
+        """The beginning of the digest."""
+        return self.digest[:20]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no file has been copied."""
+        return all(kind == "directory" for kind in self._seen.values())
+
+    @property
+    def directories(self) -> list[str]:
+        """All directories made, those further down first."""
+        return sorted((name for name, kind in self._seen.items() if kind == "directory"), reverse=True)
 
     def add_directory(self, name: str) -> None:
         """Make a directory, with those above it."""
@@ -61,7 +90,7 @@ class Copy:
             elif kind != "directory":
                 raise FunctionError(f"{path!r} is both a file and a directory")
 
-    def add_file(self, name: str, source: BinaryIO | IO[bytes], executable: bool) -> None:
+    def add_file(self, name: str, source: BinaryIO | IO[bytes] | io.RawIOBase, executable: bool) -> None:
         """Copy one file."""
         parts = _parts(name)
         if not parts:
@@ -77,18 +106,27 @@ class Copy:
             path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self._target
         )
         with open(fd, "wb") as sink:
-            while chunk := source.read(_CHUNK):
+            while chunk := source.read(_CHUNK) or b"":
                 self._size += len(chunk)
                 if self._size > self._size_limit:
-                    raise FunctionError(f"code larger than {self._size_limit} bytes")
+                    raise TooLarge(f"code larger than {self._size_limit} bytes")
                 digest.update(chunk)
                 sink.write(chunk)
+            if self._lasting:
+                sink.flush()
+                os.fsync(sink.fileno())
         self._seen[path] = f"{mode:o} {digest.hexdigest()}"
 
     def _count(self, path: str) -> None:
         self._files += 1
         if self._files > self._files_limit:
-            raise FunctionError(f"more than {self._files_limit} files, at {path!r}")
+            raise TooLarge(f"more than {self._files_limit} files, at {path!r}")
+        if self._lasting:
+            if "\\" in path or not path.isprintable():
+                raise FunctionError(f"name {path!r} holds a backslash or a control character")
+            other = self._folded.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
+            if other != path:
+                raise FunctionError(f"{path!r} and {other!r} are one name on other systems")
 
 
 def _parts(name: str) -> list[str]:
@@ -167,6 +205,51 @@ def _add(tar: tarfile.TarFile, member: tarfile.TarInfo, copy: Copy) -> None:
         copy.add_file(member.name, file, bool(member.mode & 0o111))
     else:
         raise FunctionError(f"{member.name!r} is neither a file nor a directory")
+
+
+def take(source: BinaryIO, copy: Copy) -> None:
+    """Copy what a sandbox has unpacked. Raises `FunctionError`, and `olsock.ProtocolError` for what is no such stream."""
+    records = archives.read(source)
+    ahead: list[tuple[int, int, bytes]] = []  # the record after a file's last
+    for record in records:
+        ahead.append(record)
+        while ahead:
+            kind, flags, payload = ahead.pop()
+            if kind == archives.DIRECTORY:
+                copy.add_directory(_name(payload))
+            elif kind == archives.FILE:
+                copy.add_file(_name(payload), _Data(records, ahead), bool(flags & archives.EXECUTABLE))
+            elif kind == archives.REFUSED:
+                error = TooLarge if flags & archives.TOO_LARGE else FunctionError
+                raise error(payload.decode(errors="replace"))
+            elif kind == archives.DATA:
+                raise FunctionError("bytes that are of no file")
+    if copy.empty:
+        raise FunctionError("there is no file in it")
+
+
+def _name(payload: bytes) -> str:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        raise FunctionError("a name is not UTF-8") from None
+
+
+class _Data(io.RawIOBase):
+    """The bytes of one file among records; what comes after them is put into `ahead`."""
+
+    def __init__(self, records: Iterator[tuple[int, int, bytes]], ahead: list[tuple[int, int, bytes]]) -> None:
+        self._records, self._ahead = records, ahead
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next piece, however long."""
+        if self._ahead:
+            return b""
+        record = next(self._records)
+        if record[0] == archives.DATA and record[2]:
+            return record[2]
+        self._ahead.append(record)
+        return b""
 
 
 class _Member(tarfile.TarInfo):

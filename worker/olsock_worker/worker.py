@@ -91,7 +91,11 @@ def _serve(
     begun: float,
 ) -> int:
     host, port = listener.getsockname()[:2]
-    code_fd, logs_fd, locks_fd = state.directories(*ids)
+    code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
+    try:
+        local = state.listen()
+    except OSError as error:
+        raise SettingsError(f"state={settings.state!r}: no socket can be made there: {error.strerror}") from None
     store = settings.package_store or str(state.path / "packages")
     planner = _planner(settings, state, log)
     installs = Installs(settings, store, _index_environment(), locks_fd, log)
@@ -107,8 +111,10 @@ def _serve(
     )
     try:
         theirs.close()
-        broker_protocol.send(ours, Hello(settings, *ids), (listener.fileno(), code_fd, logs_fd, locks_fd))
+        sockets = listener.fileno(), local.fileno()
+        broker_protocol.send(ours, Hello(settings, *ids), (*sockets, code_fd, logs_fd, locks_fd, store_fd))
         listener.close()
+        local.close()
         os.close(logs_fd)
         ours.setblocking(False)
 
@@ -118,7 +124,7 @@ def _serve(
             _notify(b"READY=1")
 
         async def serve() -> int:
-            return await Broker(settings, ours, front, code_fd, installs, planner, on_serving, log).run()
+            return await Broker(settings, ours, front, code_fd, store_fd, installs, planner, on_serving, log).run()
 
         status = asyncio.run(serve())
         if installs.busy:
@@ -128,8 +134,10 @@ def _serve(
         front.kill()
         front.wait()
         ours.close()
+        local.close()
         os.close(code_fd)
         os.close(locks_fd)
+        os.close(store_fd)
 
 
 def _planner(settings: Settings, state: StateDirectory, log: WorkerLog) -> Planner:

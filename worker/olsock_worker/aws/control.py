@@ -1,0 +1,139 @@
+"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry is here as well."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote
+
+from olsock_worker.aws.errors import ApiError, absent
+from olsock_worker.aws.functions import Functions
+from olsock_worker.aws.invocations import Invocations
+from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.openlambda import OpenLambda
+from olsock_worker.aws.versions import Versions
+from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
+
+if TYPE_CHECKING:
+    from olsock_worker.aws.access import Access
+    from olsock_worker.calls import Call
+    from olsock_worker.catalog import Catalog
+    from olsock_worker.deployer import Deployer
+    from olsock_worker.fleet import Fleet
+    from olsock_worker.logs import WorkerLog
+    from olsock_worker.registry import Registry
+    from olsock_worker.uploads import Uploads
+
+_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry)(?:/|$)")
+_FIELDS = 64  # of a query
+_STORE = {
+    Absent: "ResourceNotFoundException",
+    Conflict: "ResourceConflictException",
+    Stale: "PreconditionFailedException",
+}
+
+Operation = Callable[[Request], Awaitable[Answer | None]]
+
+
+class Control:
+    """The table of operations."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        uploads: Uploads,
+        fleet: Fleet,
+        deployer: Deployer,
+        failures: dict[str, str],
+        registry: Registry,
+        access: Access,
+        log: WorkerLog,
+    ) -> None:
+        functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
+        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
+        openlambda = OpenLambda(catalog, functions, fleet)
+        self.throttled = catalog.throttled
+        self._access, self._log = access, log
+        self._tasks: set[asyncio.Task[None]] = set()
+        one, v15 = "/([^/]+)", "/2015-03-31/functions"
+        concurrency = f"functions{one}/concurrency"
+        table: list[tuple[str, str, Operation]] = [
+            ("POST", f"{v15}/function/invocations", invocations.emulated),
+            ("POST", f"{v15}{one}/invocations", invocations.invoke),
+            ("POST", f"{v15}/?", functions.create),
+            ("GET", f"{v15}/?", functions.list_all),
+            ("GET", f"{v15}{one}", functions.get),
+            ("DELETE", f"{v15}{one}", functions.delete),
+            ("PUT", f"{v15}{one}/code", functions.update_code),
+            ("GET", f"{v15}{one}/configuration", functions.get_configuration),
+            ("PUT", f"{v15}{one}/configuration", functions.update_configuration),
+            ("POST", f"{v15}{one}/versions", versions.publish),
+            ("GET", f"{v15}{one}/versions", versions.list),
+            ("POST", f"{v15}{one}/aliases", versions.create_alias),
+            ("GET", f"{v15}{one}/aliases", versions.list_aliases),
+            ("GET", f"{v15}{one}/aliases{one}", versions.get_alias),
+            ("PUT", f"{v15}{one}/aliases{one}", versions.update_alias),
+            ("DELETE", f"{v15}{one}/aliases{one}", versions.delete_alias),
+            ("PUT", f"/2017-10-31/{concurrency}", functions.put_concurrency),
+            ("DELETE", f"/2017-10-31/{concurrency}", functions.delete_concurrency),
+            ("GET", f"/2019-09-30/{concurrency}", functions.get_concurrency),
+            ("POST", f"/2017-03-31/tags{one}", functions.tag),
+            ("DELETE", f"/2017-03-31/tags{one}", functions.untag),
+            ("GET", f"/2017-03-31/tags{one}", functions.list_tags),
+            ("GET", "/2016-08-19/account-settings/?", functions.account),
+            ("GET", "/registry/?", openlambda.list),
+            ("POST", f"/registry{one}", openlambda.upload),
+            ("DELETE", f"/registry{one}", openlambda.delete),
+            ("GET", f"/registry{one}/config", openlambda.config),
+        ]
+        self._table = [(method, re.compile(pattern), operation) for method, pattern, operation in table]
+
+    def takes(self, path: bytes) -> bool:
+        """Say whether a path belongs to the API."""
+        return _PREFIX.match(path) is not None
+
+    def handle(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+        """Carry a request out, in the background. It is finished even if the client leaves meanwhile.
+
+        A `local` one came by a socket that only its owner can open.
+        """
+        task = asyncio.create_task(self._run(call, path, query, local))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+        request = Request(call, {}, ())
+        try:
+            if not local:
+                await self._access.check(call, path, query)
+            operation, found = self._find(call.method, path.decode("ascii", "replace"))
+            request = Request(call, _parameters(query), found)
+            answer = await operation(request)
+            if answer is not None:
+                request.answer(answer)
+        except ApiError as error:
+            request.fail(error)
+        except StoreError as error:
+            kind = _STORE.get(type(error), "ServiceException")
+            if kind == "ServiceException":
+                self._log("error", "store", request=call.id, error=str(error))
+            request.fail(ApiError(kind, str(error)))
+        except Exception as error:  # a bug of ours must end one request, not the worker
+            self._log("error", "internal", request=call.id, error=repr(error))
+            request.fail(ApiError("ServiceException", "internal error"))
+
+    def _find(self, method: str, path: str) -> tuple[Operation, tuple[str, ...]]:
+        for allowed, pattern, operation in self._table:
+            match = pattern.fullmatch(path)
+            if match is not None and method == allowed:
+                return operation, tuple(unquote(each) for each in match.groups())
+        raise absent(f"there is no operation {method} {path[:200]} here")
+
+
+def _parameters(query: bytes) -> dict[str, list[str]]:
+    try:
+        return parse_qs(query.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=_FIELDS)
+    except ValueError as error:
+        raise ApiError("InvalidParameterValueException", f"the query: {error}") from None

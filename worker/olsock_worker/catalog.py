@@ -1,0 +1,249 @@
+"""What the function store has, as the front serves it: LATEST versions always, published ones once they are called.
+
+Each version that is served is a function of its own under a key: its name, and for a published one `:` and the number. What is
+asked for with every call (aliases, reservations, which versions there are) is kept in memory as it is in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from olsock_worker import configurations
+from olsock_worker.ol_yaml import FunctionError
+from olsock_worker.registry import Deployment
+from olsock_worker.store.records import LATEST, Absent, Alias, Version
+
+if TYPE_CHECKING:
+    from olsock_worker.fleet import Fleet
+    from olsock_worker.functions import Function
+    from olsock_worker.locks import Locks
+    from olsock_worker.settings import Settings
+    from olsock_worker.store.code import CodeStore
+    from olsock_worker.store.interface import FunctionStore
+
+_PAGE = 500
+_WAIT = 60.0  # seconds that a call waits for a version that nobody has called before
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+class NotReady(Exception):
+    """A version cannot be called yet, or not at all; the message says why."""
+
+
+def key_of(name: str, number: str) -> str:
+    """Return the key that a version is served under."""
+    return name if number == LATEST else f"{name}:{number}"
+
+
+class Catalog:
+    """Keeps what is served equal to what is stored. To be used on one loop; the store has one thread to itself."""
+
+    def __init__(
+        self,
+        store: FunctionStore,
+        code: CodeStore,
+        code_fd: int,
+        fleet: Fleet,
+        locks: Locks,
+        settings: Settings,
+        deploy: Callable[[Deployment], None],
+        remove: Callable[[str], None],
+        fail: Callable[[str, str], None],
+    ) -> None:
+        self.writing = asyncio.Lock()  # held from a change of the store until what is served is the same
+        self.turn = asyncio.Lock()  # held while directories of code that runs are made or removed
+        self._store, self._code, self._code_fd = store, code, code_fd
+        self._fleet, self._locks, self._settings = fleet, locks, settings
+        self._deploy, self._remove, self._fail = deploy, remove, fail
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._versions: dict[str, set[str]] = {}  # by name
+        self._aliases: dict[tuple[str, str], Alias] = {}
+        self._reserved: dict[str, int] = {}
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+
+    # -- the store ----------------------------------------------------------------------------------------------------
+
+    async def ask(self, method: Callable[_Given, _Result], *given: _Given.args, **named: _Given.kwargs) -> _Result:
+        """Call a method of the store, in its thread. It is finished even if nobody waits any more."""
+        work = partial(method, *given, **named)
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    @property
+    def store(self) -> FunctionStore:
+        """The store, for `ask`."""
+        return self._store
+
+    async def load(self) -> None:
+        """Serve what is stored."""
+        for name, number in await self.ask(self._store.keys):
+            self._versions.setdefault(name, set()).add(number)
+        after = ""
+        while page := await self.ask(self._store.functions, after, _PAGE):
+            for version in page:
+                await self.refresh(version.function)
+                try:
+                    await self.serve(version)
+                except (
+                    FunctionError,
+                    OSError,
+                ) as error:  # one that is damaged must not keep the others from being served
+                    self._fail(version.function, str(error))
+            after = page[-1].function
+        await self.collect()
+
+    async def refresh(self, name: str) -> None:
+        """Take over what the store has about a function beside its versions."""
+        aliases, reserved = await self.ask(self._read, name)
+        for key in [each for each in self._aliases if each[0] == name]:
+            del self._aliases[key]
+        self._aliases |= {(name, each.name): each for each in aliases}
+        self._reserved.pop(name, None)
+        if reserved is not None:
+            self._reserved[name] = reserved
+
+    def _read(self, name: str) -> tuple[list[Alias], int | None]:
+        found: list[Alias] = []
+        try:
+            while page := self._store.aliases(name, None, found[-1].name if found else "", _PAGE):
+                found += page
+            return found, self._store.reserved(name)
+        except Absent:
+            return [], None
+
+    async def collect(self) -> None:
+        """Remove code that no version refers to."""
+        await self.ask(self._code.collect, self._store.digests)
+
+    def close(self) -> None:
+        """Finish what the store is doing, and let go of it."""
+        self._thread.submit(self._store.close)
+        self._thread.shutdown()
+
+    # -- what is served -----------------------------------------------------------------------------------------------
+
+    @property
+    def keys(self) -> set[str]:
+        """Every version that is stored, by the key that it is served under."""
+        return {key_of(name, number) for name, numbers in self._versions.items() for number in numbers}
+
+    @property
+    def names(self) -> set[str]:
+        """Every function that is stored."""
+        return set(self._versions)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._versions
+
+    async def serve(self, version: Version) -> None:
+        """Go over to a version that was stored."""
+        self._versions.setdefault(version.function, set()).add(version.number)
+        async with self.turn:
+            deployment = await asyncio.get_running_loop().run_in_executor(None, self._prepare, version)
+            if version.number in self._versions.get(version.function, ()):
+                self._deploy(deployment)
+
+    def _prepare(self, version: Version) -> Deployment:
+        config = configurations.effective(version, self._settings.function)
+        key = key_of(version.function, version.number)
+        number = version.code.digest[:20] + (f"-{config.runtime}" if config.runtime else "")
+        deployment = Deployment(key, number, config, version.requirements)
+        self._code.link(version.code.digest, self._code_fd, deployment.path)
+        if version.number != LATEST:
+            self._locks.copy(f"{version.function}/{number}", deployment.path)  # a version keeps the packages it had
+        return deployment
+
+    async def published(self, version: Version) -> None:
+        """Note a version that was published. It is served when it is called."""
+        self._versions.setdefault(version.function, set()).add(version.number)
+        latest = self._fleet.functions.get(version.function)
+        if latest is not None:
+            path = f"{key_of(version.function, version.number)}/{latest.deployment.version}"
+            if latest.deployment.version.startswith(version.code.digest[:20]):
+                await asyncio.get_running_loop().run_in_executor(None, self._locks.copy, latest.deployment.path, path)
+
+    async def removed(self, name: str, number: str | None) -> None:
+        """Serve a version no longer, or no version of a function if none is named."""
+        numbers = self._versions.get(name, set())
+        for each in list(numbers) if number is None else [number]:
+            numbers.discard(each)
+            self._remove(key_of(name, each))
+        if number is None:
+            self._versions.pop(name, None)
+            await self.refresh(name)
+        await self.collect()
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str, qualifier: str | None) -> str:
+        """Return the number of the version that a qualifier names; of an alias with weights, one of them by chance."""
+        if name not in self._versions:
+            raise Absent(f"Function not found: {name}")
+        if not qualifier or qualifier in self._versions[name]:
+            return qualifier or LATEST
+        alias = self._aliases.get((name, qualifier))
+        if alias is None:
+            raise Absent(f"Function not found: {name}:{qualifier}")
+        chance = random.random()
+        for number, weight in alias.weights.items():
+            chance -= weight
+            if chance < 0:
+                return number
+        return alias.version
+
+    def throttled(self, name: str) -> bool:
+        """Say whether as many calls of a function run or wait as are reserved for it."""
+        reserved = self._reserved.get(name)
+        if reserved is None:
+            return False
+        functions = [self._fleet.functions.get(key_of(name, each)) for each in self._versions.get(name, ())]
+        waiting = sum(len(each.queue) for each in functions if each is not None)
+        running = sum(each.call is not None and each.function in functions for each in self._fleet.instances)
+        return waiting + running >= reserved
+
+    async def function(self, name: str, number: str) -> Function:
+        """Return a version, served. Raises `Absent` and `NotReady`."""
+        key = key_of(name, number)
+        found = self._fleet.functions.get(key)
+        if found is not None:
+            return found
+        if number == LATEST:
+            raise NotReady("the function is being installed, or could not be")
+        waiting = self._waiting.setdefault(key, [])
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting.append(waiter)
+        try:
+            if len(waiting) == 1:
+                await self._begin(name, number)
+            if key not in self._fleet.functions:
+                await asyncio.wait_for(waiter, _WAIT)
+        except TimeoutError:
+            raise NotReady(f"the version was not installed within {_WAIT:g} s") from None
+        finally:
+            waiting.remove(waiter)
+            if not waiting:
+                self._waiting.pop(key, None)
+        found = self._fleet.functions.get(key)
+        if found is None:
+            raise Absent(f"Function not found: {key}")
+        return found
+
+    async def _begin(self, name: str, number: str) -> None:
+        try:
+            await self.serve(await self.ask(self._store.version, name, number))
+        except (Absent, FunctionError, OSError) as error:
+            self.ready(key_of(name, number), str(error))
+
+    def ready(self, key: str, why: str = "") -> None:
+        """Note that a version is served by now, or why it is not."""
+        for waiter in self._waiting.get(key, ()):
+            if not waiter.done():
+                if why:
+                    waiter.set_exception(NotReady(why))
+                else:
+                    waiter.set_result(None)

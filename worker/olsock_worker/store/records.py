@@ -1,0 +1,77 @@
+"""What a store keeps: values without behaviour, and the errors that every store raises."""
+
+from __future__ import annotations
+
+import msgspec
+
+LATEST = "$LATEST"
+"""The version that can be changed."""
+
+
+class StoreError(Exception):
+    """A store did not do what it was asked to; nothing was changed."""
+
+
+class Absent(StoreError):
+    """There is no such function, version or alias."""
+
+
+class Conflict(StoreError):
+    """It exists already, or something else refers to it."""
+
+
+class Stale(StoreError):
+    """It is not what whoever asked believes it to be: it was changed meanwhile."""
+
+
+class Code(msgspec.Struct, frozen=True):
+    """An uploaded archive, and where its contents are."""
+
+    digest: str  # of the contents: their name in the code store
+    sha256: str  # of the archive, in base64
+    size: int  # bytes of the archive
+    ol_yaml: str = ""  # what it says about itself
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a function is to run. What is None is taken from its ol.yaml, or from the worker's defaults."""
+
+    handler: str | None = None  # "module.function", or with folders "folder/module.function"
+    runtime: str | None = None
+    description: str = ""
+    timeout: int | None = None  # seconds
+    memory: int | None = None  # MiB
+    storage: int | None = None  # MiB of /tmp
+    environment: dict[str, str] = {}
+    role: str = ""
+    shown: dict[str, msgspec.Raw] = {}  # parameters that mean nothing here, given back as they were given
+
+
+class Version(msgspec.Struct, frozen=True):
+    """A version of a function; all but LATEST stay as they are."""
+
+    function: str
+    number: str  # "1", "2", ... or LATEST
+    code: Code
+    configuration: Configuration
+    requirements: tuple[str, ...]  # of packages, as the code names them
+    revision: str
+    modified: str  # ISO 8601, UTC
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """A name for a version, or for two with weights."""
+
+    function: str
+    name: str
+    version: str
+    weights: dict[str, float]  # other version -> share of the calls that it gets
+    description: str
+    revision: str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a store holds."""
+
+    functions: int
+    bytes: int  # of archives, those of published versions included
