@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from olsock_worker.edge import Edge
     from olsock_worker.fleet import Fleet
 
+_VERSION = version("olsock")  # now: later this process may not read where it was installed
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OTHERS = "_other_"  # no function can be called that
 STAGES = ("total", "queue", "start", "run")
@@ -65,7 +66,7 @@ class Metrics:
         yield from self._of_zygotes()
         yield GaugeMetricFamily("olsock_connections", "Connections that are open.", len(self._edge))
         yield GaugeMetricFamily("olsock_draining", "Whether the worker is about to end.", int(self._edge.draining))
-        yield InfoMetricFamily("olsock_build", "The version that runs.", {"version": version("olsock")})
+        yield InfoMetricFamily("olsock_build", "The version that runs.", {"version": _VERSION})
 
     def _rows(self) -> list[Row]:
         """The functions with rows of their own, and the others as one."""
