@@ -42,6 +42,7 @@ _ALWAYS = (
     "saved_ms",
 )  # of a zygote, also if there is nothing to tell
 _READ = ("GET", "HEAD")
+_FIELDS = 4  # of a query
 _KNOWN = frozenset(METHODS)
 
 
@@ -66,8 +67,6 @@ class Routes:
         """Answer a request, or give it to who will; `local` ones came by the socket in the state directory. Never raises."""
         try:
             path, _, query = call.target.partition(b"?")
-            if b"://" in path[:10]:
-                path = b"/" + path.partition(b"://")[2].partition(b"/")[2]  # absolute form: RFC 9112, 3.2.2
             if path.startswith(_RUN):
                 self._run(call, path, query)
             elif path == b"/status":
@@ -108,7 +107,11 @@ class Routes:
 
     def _status_page(self, call: Call, query: bytes) -> None:
         """Show everything, or with `?function=NAME` one function with what it requires and its lock."""
-        names = parse_qs(query.decode("ascii", "replace"), max_num_fields=4).get("function", [])
+        try:
+            names = parse_qs(query.decode("ascii", "replace"), max_num_fields=_FIELDS).get("function", [])
+        except ValueError:
+            self._error(call, 400, "bad_request", f"a query of more than {_FIELDS} fields")
+            return
         if not names or call.method not in _READ:
             self._page(call, self._status, 503 if self.edge.draining else 200)
         elif names[0] not in self._names():

@@ -36,6 +36,7 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     body_timeout: Seconds = 60.0
     write_timeout: Seconds = 60.0
     idle_timeout: Seconds = 75.0
+    peer_timeout: Seconds = 60.0  # without a sign of life from the client's host
     connections: Count = 1024
     pipeline: Count = 64
     stream: Size = "200M"  # largest reply that is passed on as it comes

@@ -22,10 +22,11 @@ from olsock_worker.broker_protocol import Hello
 from olsock_worker.installs import Installs
 from olsock_worker.logs import WorkerLog
 from olsock_worker.planner import Planner
-from olsock_worker.settings import Settings, SettingsError
+from olsock_worker.settings import Http, Settings, SettingsError
 from olsock_worker.state import Running, StateDirectory
 
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_LONGEST_KEEPALIVE = 32_767  # seconds that the kernel takes
 
 
 def up(settings: Settings) -> int:
@@ -76,10 +77,28 @@ def _listen(settings: Settings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _ask_for_life(listener, settings.http)
         listener.bind(address)
     except OSError as error:
         raise SettingsError(f"host={settings.host!r}, port={settings.port}: {error.strerror or error}") from None
     return listener
+
+
+def _ask_for_life(listener: socket.socket, http: Http) -> None:
+    """Have the kernel give up connections whose other end has vanished without a word; accepted ones inherit this.
+
+    Half of the time without a packet is waited for, and in the other half four probes are sent. What is sent and not
+    acknowledged has as long, but no less than a client has for reading: the kernel counts a full window as well.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in (
+        (socket.TCP_KEEPIDLE, http.peer_timeout / 2),
+        (socket.TCP_KEEPINTVL, http.peer_timeout / 8),
+    ):
+        listener.setsockopt(socket.IPPROTO_TCP, option, min(max(1, round(seconds)), _LONGEST_KEEPALIVE))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    unread = max(http.peer_timeout, http.write_timeout)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unread * 1000))
 
 
 def _serve(
