@@ -6,6 +6,7 @@ Started by the broker with one socket; never holds privilege while it reads a by
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -31,7 +32,7 @@ from olsock_worker.locks import Locks
 from olsock_worker.logs import FunctionLog, WorkerLog
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
-from olsock_worker.registry import Changes, Deployment, Registry
+from olsock_worker.registry import WANTS, Changes, Deployment, Registry
 from olsock_worker.routes import Routes
 from olsock_worker.settings import Settings
 from olsock_worker.store.code import CodeStore
@@ -332,8 +333,10 @@ def main() -> int:
 
     try:
         uvloop.run(serve())
-    except (StoreError, PermissionError) as error:
-        hint = f"all of STATE/store has to belong to uid {os.getuid()}"
+    except (StoreError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (*WANTS, errno.EACCES, errno.EPERM):
+            raise
+        hint = f"all of STATE/store has to belong to uid {os.getuid()}, on a disk with room"
         WorkerLog("front")("error", "store", error=str(error), hint=hint)
         os._exit(_BAD_STORE)
     sys.stdout.flush()

@@ -40,7 +40,10 @@ def up(settings: Settings) -> int:
     uid, gid = privileges.account(settings.user)
     log = WorkerLog("broker")
     state = StateDirectory(settings.state)
-    state.acquire()
+    try:
+        state.acquire()
+    except OSError as error:
+        raise SettingsError(f"state={settings.state!r}: {error.strerror}") from None
     try:
         removed = leftovers.clean()
         if removed:
@@ -110,7 +113,10 @@ def _serve(
     begun: float,
 ) -> int:
     host, port = listener.getsockname()[:2]
-    code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
+    try:
+        code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
+    except OSError as error:
+        raise SettingsError(f"state={settings.state!r}: {error.strerror}") from None
     try:
         local = state.listen()
     except OSError as error:
