@@ -34,7 +34,7 @@ from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
 from olsock_worker.registry import WANTS, Changes, Deployment, Registry
 from olsock_worker.routes import Routes
-from olsock_worker.settings import Settings
+from olsock_worker.settings import Settings, fitting
 from olsock_worker.store.code import CodeStore
 from olsock_worker.store.records import StoreError
 from olsock_worker.store.sqlite import SqliteStore
@@ -99,7 +99,8 @@ class Front:
             loop.add_signal_handler(number, self._on_drain)
         await self._catalog.load()
         await self._look()
-        self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=_BACKLOG)
+        backlog = min(_BACKLOG, self._settings.http.connections)
+        self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=backlog)
         self._local_server = await loop.create_unix_server(self._local_edge.protocol, sock=self._local)
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
@@ -322,14 +323,17 @@ def main() -> int:
     hello, fds = broker_protocol.receive_reply(sock)
     if not isinstance(hello, Hello):
         return _LOST_BROKER
-    privileges.raise_open_files()
+    settings = fitting(hello.settings, privileges.raise_open_files())
     privileges.drop(hello.uid, hello.gid)
+    if settings != hello.settings:
+        told = {"connections": settings.http.connections, "instances": settings.instances}
+        WorkerLog("front")("warning", "few_open_files", hint="raise the limit of open files (LimitNOFILE)", **told)
     listener, local = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
     listener.setblocking(False)
     local.setblocking(False)
 
     async def serve() -> None:
-        await Front(hello.settings, sock, listener, local, *fds[2:]).run()
+        await Front(settings, sock, listener, local, *fds[2:]).run()
 
     try:
         uvloop.run(serve())

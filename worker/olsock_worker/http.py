@@ -86,7 +86,12 @@ class Connection(Replies):
         self._transport = cast(asyncio.Transport, transport)
         self.deadline = self.edge.now() + self.edge.http.header_timeout
         if not self.edge.add(self):
-            self._refuse(503, "overloaded", "too many connections")
+            if self.edge.flooded:
+                self.edge.refused(503)
+                self._refused = True
+                self._transport.abort()
+            else:
+                self._refuse(503, "overloaded", "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what waits for this client."""
