@@ -31,15 +31,18 @@ class Disk:
 
     def __init__(self, directory: Path) -> None:
         require(shutil.which("mkfs.ext4"), "no mkfs.ext4")
-        image, self.path = directory / "image", directory / "disk"
+        self._image, self.path = directory / "image", directory / "disk"
         self.path.mkdir()
-        with open(image, "wb") as file:
+        with open(self._image, "wb") as file:
             file.truncate(SIZE)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
-        mount = ["mount", "-o", "loop", str(image), str(self.path)]
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(self._image)], check=True)
+        self._fill = self.path / "fill"
+        self._mount()
+
+    def _mount(self) -> None:
+        mount = ["mount", "-o", "loop,errors=remount-ro", str(self._image), str(self.path)]
         made = subprocess.run(mount, capture_output=True, text=True, check=False)
         require(made.returncode == 0, f"no loop mounts: {made.stderr}")
-        self._fill = self.path / "fill"
 
     def fill(self, leave: int) -> None:
         """Take all room but for so many bytes, which whoever is quick may use meanwhile."""
@@ -55,6 +58,23 @@ class Disk:
     def free(self) -> int:
         found = os.statvfs(self.path)
         return found.f_bavail * found.f_bsize
+
+    def fail(self) -> None:
+        """Have the file system find an error, and refuse every write from then on."""
+        (device,) = (
+            line.split()[0] for line in Path("/proc/mounts").read_text().splitlines() if f" {self.path} " in line
+        )
+        trigger = Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error")
+        require(trigger.exists(), "no errors of ext4 on demand")
+        trigger.write_text("a test")
+        with pytest.raises(OSError, match="Read-only"):
+            (self.path / "probe").write_text("written")
+
+    def repair(self) -> None:
+        """Check it, and mount it anew."""
+        self.close()
+        assert subprocess.run(["e2fsck", "-fy", str(self._image)], capture_output=True, check=False).returncode < 4
+        self._mount()
 
     def clear(self) -> None:
         self._fill.unlink(missing_ok=True)
@@ -91,7 +111,7 @@ class Known:
     """What has been acknowledged, and what may or may not have happened."""
 
     def __init__(self, aws: Any) -> None:
-        self._aws, self._number = aws, 0
+        self.aws, self._number = aws, 0
         self.functions: dict[str, set[int]] = {}  # name -> what it may return
         self.versions: set[tuple[str, str]] = set()
         self.refused = 0
@@ -111,23 +131,23 @@ class Known:
         number, name = self._number, f"made-{self._number}"
         given = {"Runtime": "python3.11", "Handler": "app.handler", "Role": ROLE}
         package = {"ZipFile": code(number, 100_000)}
-        if self._try(lambda: self._aws.create_function(FunctionName=name, Code=package, **given)):
+        if self._try(lambda: self.aws.create_function(FunctionName=name, Code=package, **given)):
             self.functions[name] = {number}
         else:
             self.functions[name] = {number, -1}
         update = code(-number - 1, 100_000)
-        if self._try(lambda: self._aws.update_function_code(FunctionName="kept", ZipFile=update)):
+        if self._try(lambda: self.aws.update_function_code(FunctionName="kept", ZipFile=update)):
             self.functions["kept"] = {-number - 1}
         else:
             self.functions["kept"].add(-number - 1)
-        made = self._try(lambda: self._aws.publish_version(FunctionName="kept"))
+        made = self._try(lambda: self.aws.publish_version(FunctionName="kept"))
         if made:
             self.versions.add(("kept", made["Version"]))
         self._try(
-            lambda: self._aws.put_function_concurrency(FunctionName="kept", ReservedConcurrentExecutions=number + 9)
+            lambda: self.aws.put_function_concurrency(FunctionName="kept", ReservedConcurrentExecutions=number + 9)
         )
         arn = "arn:aws:lambda:us-east-1:000000000000:function:kept"
-        self._try(lambda: self._aws.tag_resource(Resource=arn, Tags={"number": str(number)}))
+        self._try(lambda: self.aws.tag_resource(Resource=arn, Tags={"number": str(number)}))
 
     def check(self, aws: Any) -> None:
         """Hold what is there against what was acknowledged."""
@@ -184,6 +204,33 @@ def test_a_full_disk(worker: WorkerProcess, disk: Disk) -> None:
     aws.close()
     for part in ("code", "uploads", "scratch"):
         assert os.listdir(worker.state / "store" / part) == []
+
+
+def test_a_disk_that_fails(worker: WorkerProcess, disk: Disk) -> None:
+    """Its file system gives up in the middle of it all, as after an I/O error: nothing that was acknowledged is lost."""
+    aws = client(worker)
+    create(aws, "kept", {"app.py": "def handler(e, c): return -1"})
+    known = Known(aws)
+    known.functions["kept"] = {-1}
+    known.change()
+    assert known.refused == 0
+    disk.fail()
+    for _ in range(3):
+        known.change()
+        assert worker.call("echo", 1).json == 1 and worker.call("once", 1).json == 1
+        assert invoke(aws, "kept")["result"] in known.functions["kept"]
+    assert known.refused >= 12
+    aws.close()
+    assert worker.stop() == 0
+    disk.repair()
+    worker.start()
+    aws = client(worker)
+    known.aws = aws
+    known.check(aws)
+    before = known.refused
+    known.change()
+    assert known.refused == before
+    aws.close()
 
 
 def test_a_start_on_a_full_disk_says_so(worker: WorkerProcess, disk: Disk) -> None:
