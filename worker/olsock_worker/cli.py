@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from olsock_worker.cli_dead_letters import dead_letters
 from olsock_worker.cli_fn import fn
 from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
@@ -186,6 +187,7 @@ def tree(state: str, svg: str | None) -> None:
 
 
 main.add_command(fn)
+fn.add_command(dead_letters)
 
 
 @main.command()
