@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
 
+_VERSION = version("olsock")  # while it can be read: the front may not see its own files later
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OTHERS = "_other_"  # no function can be called that
 STAGES = ("total", "queue", "start", "run")
@@ -68,7 +69,7 @@ class Metrics:
         yield from self._events.collect()
         yield GaugeMetricFamily("olsock_connections", "Connections that are open.", len(self._edge))
         yield GaugeMetricFamily("olsock_draining", "Whether the worker is about to end.", int(self._edge.draining))
-        yield InfoMetricFamily("olsock_build", "The version that runs.", {"version": version("olsock")})
+        yield InfoMetricFamily("olsock_build", "The version that runs.", {"version": _VERSION})
 
     def _rows(self) -> list[Row]:
         """The functions with rows of their own, and the others as one."""
