@@ -62,8 +62,8 @@ class Context:
         self.headers: Any = meta.get("headers") or {}
         if meta.get("trace"):
             os.environ[TRACE] = meta["trace"]
-        elif "trace" in meta:
-            os.environ.pop(TRACE, None)  # what is there is the last call's
+        elif TRACE in os.environ:
+            del os.environ[TRACE]  # of the request before
 
     @property
     def log_group_name(self) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
 
-_VERSION = version("olsock")  # while it can be read: the front may not see its own files later
+_VERSION = version("olsock")  # now: later this process may not read where it was installed
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 OTHERS = "_other_"  # no function can be called that
 STAGES = ("total", "queue", "start", "run")
