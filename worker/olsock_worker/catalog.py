@@ -1,12 +1,14 @@
 """What the function store has, as the front serves it: LATEST versions always, published ones once they are called.
 
 Each version that is served is a function of its own under a key: its name, and for a published one `:` and the number. What is
-asked for with every call (aliases, reservations, which versions there are) is kept in memory as it is in the store.
+asked for with every call (aliases, reservations, rules for events, which versions there are) is kept in memory as the store has
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from olsock_worker import configurations
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import Deployment
-from olsock_worker.store.records import LATEST, Absent, Alias, Version
+from olsock_worker.store.records import LATEST, Absent, Alias, EventInvoke, Version
 
 if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
@@ -65,6 +67,7 @@ class Catalog:
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
         self._reserved: dict[str, int] = {}
+        self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     # -- the store ----------------------------------------------------------------------------------------------------
@@ -106,6 +109,17 @@ class Catalog:
         self._reserved.pop(name, None)
         if reserved is not None:
             self._reserved[name] = reserved
+        rules = await self.ask(self._rules, name)
+        for key in [each for each in self._event_invokes if each[0] == name]:
+            del self._event_invokes[key]
+        self._event_invokes |= {(name, each.qualifier): each for each in rules}
+
+    def _rules(self, name: str) -> list[EventInvoke]:
+        found: list[EventInvoke] = []
+        with contextlib.suppress(Absent):
+            while page := self._store.event_invokes.list(name, found[-1].qualifier if found else "", _PAGE):
+                found += page
+        return found
 
     def _read(self, name: str) -> tuple[list[Alias], int | None]:
         found: list[Alias] = []
@@ -205,6 +219,14 @@ class Catalog:
         waiting = sum(len(each.queue) for each in functions if each is not None)
         running = sum(each.call is not None and each.function in functions for each in self._fleet.instances)
         return waiting + running >= reserved
+
+    def off(self, name: str) -> bool:
+        """Say whether no call of a function may run at all."""
+        return self._reserved.get(name) == 0
+
+    def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
+        """Return the rules for events that are set for a version or an alias."""
+        return self._event_invokes.get((name, qualifier))
 
     async def function(self, name: str, number: str) -> Function:
         """Return a version, served. Raises `Absent` and `NotReady`."""
