@@ -60,8 +60,10 @@ class Context:
         self.path: str = meta.get("path", "")
         self.query: str = meta.get("query", "")
         self.headers: Any = meta.get("headers") or {}
-        if "trace" in meta:
+        if meta.get("trace"):
             os.environ[TRACE] = meta["trace"]
+        elif "trace" in meta:
+            os.environ.pop(TRACE, None)  # that of the call before
 
     @property
     def log_group_name(self) -> str:
