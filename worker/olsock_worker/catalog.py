@@ -64,7 +64,6 @@ class Catalog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
-        self._reserved: dict[str, int] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     # -- the store ----------------------------------------------------------------------------------------------------
@@ -103,9 +102,7 @@ class Catalog:
         for key in [each for each in self._aliases if each[0] == name]:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
-        self._reserved.pop(name, None)
-        if reserved is not None:
-            self._reserved[name] = reserved
+        self._fleet.concurrency.reserve(name, reserved)
 
     def _read(self, name: str) -> tuple[list[Alias], int | None]:
         found: list[Alias] = []
@@ -196,15 +193,9 @@ class Catalog:
                 return number
         return alias.version
 
-    def throttled(self, name: str) -> bool:
-        """Say whether as many calls of a function run or wait as are reserved for it."""
-        reserved = self._reserved.get(name)
-        if reserved is None:
-            return False
-        functions = [self._fleet.functions.get(key_of(name, each)) for each in self._versions.get(name, ())]
-        waiting = sum(len(each.queue) for each in functions if each is not None)
-        running = sum(each.call is not None and each.function in functions for each in self._fleet.instances)
-        return waiting + running >= reserved
+    def throttled(self, name: str) -> str:
+        """Say why no further call of a function is taken now, in AWS's words; "" if one is."""
+        return self._fleet.concurrency.over(name)
 
     async def function(self, name: str, number: str) -> Function:
         """Return a version, served. Raises `Absent` and `NotReady`."""

@@ -41,6 +41,7 @@ from olsock_worker.uploads import Uploads
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
+_SOON = 0.02  # seconds that a line of a log waits for others
 _AGAIN = 0.1  # seconds after which the broker is told what it could not be told
 _LOST_BROKER, _BAD_STORE = 3, 4  # exit statuses
 
@@ -60,6 +61,7 @@ class Front:
         store_fd: int,
     ) -> None:
         self._settings = settings
+        self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._logs = logs_fd
         self._log = WorkerLog("front")
@@ -92,7 +94,7 @@ class Front:
 
     async def run(self) -> None:
         """Serve until told to drain."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._broker.attach(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_drain)
@@ -198,7 +200,8 @@ class Front:
         self._routes.failures.pop(deployment.name, None)
         if function is None:
             settings = self._settings
-            log = FunctionLog(self._logs, deployment.name, int(settings.log_bytes), settings.log_files)
+            sizes = int(settings.log_bytes), settings.log_files
+            log = FunctionLog(self._logs, deployment.name, *sizes, partial(self._loop.call_later, _SOON))
             functions[deployment.name] = Function(deployment, self._fleet, log, self._log)
         else:
             self._retire(function.deployment)
@@ -306,6 +309,8 @@ class Front:
             if not len(self._edge) and not len(self._local_edge) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
+        for function in self._fleet.functions.values():
+            function.log.close()
         self._log("info", "drained", cut=self._edge.busy)
         await loop.run_in_executor(None, self._catalog.close)
 

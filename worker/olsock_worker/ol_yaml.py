@@ -47,6 +47,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] | None = None
     tmpfs_size: Size | None = None
     timeout: Seconds | None = None
+    init_timeout: Seconds | None = None
     websocket_timeout: Seconds | None = None
     concurrency: Count | None = None
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
@@ -56,6 +57,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     isolation: Literal["instance", "request"] = "instance"
     zygote: bool | Literal["auto", "wait", "off"] | None = None
     debug: bool = False
+    invocation_log: bool | None = None
     handler: _Handler = "f:f"
     contract: Contract = "auto"
 
@@ -71,6 +73,7 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     pids: int
     tmpfs_size: int
     timeout: float
+    init_timeout: float
     websocket_timeout: float
     concurrency: int
     queue: int
@@ -79,6 +82,7 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     snapshot: bool
     zygote: Literal["auto", "wait", "off"]
     debug: bool
+    invocation_log: bool
     handler: str
     contract: Contract
 
@@ -134,6 +138,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         pids=_or(given.pids, defaults.pids),
         tmpfs_size=_size(given.tmpfs_size, defaults.tmpfs_size, "tmpfs-size"),
         timeout=timeout,
+        init_timeout=_or(given.init_timeout, defaults.init_timeout),
         websocket_timeout=_or(_or(given.websocket_timeout, defaults.websocket_timeout), timeout),
         concurrency=_or(given.concurrency, defaults.concurrency),
         queue=_or(given.queue, defaults.queue),
@@ -142,6 +147,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         snapshot=given.snapshot or alone,
         zygote=_or(zygote, defaults.zygote),
         debug=given.debug,
+        invocation_log=_or(given.invocation_log, defaults.invocation_log),
         handler=given.handler,
         contract=given.contract,
     )

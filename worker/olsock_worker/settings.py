@@ -62,10 +62,12 @@ class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
     tmpfs_size: Size = "64M"
     timeout: Seconds = 30.0
+    init_timeout: Seconds = 10.0  # for importing its module
     websocket_timeout: Seconds | None = None  # None: `timeout`
     concurrency: Count = 32
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
     zygote: Literal["auto", "wait", "off"] = "auto"
+    invocation_log: bool = True  # START, END and REPORT of each call in the function's log
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +101,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     drain: Seconds = 30.0
     start_timeout: Seconds = 20.0
     instances: Count = 256
+    concurrent_executions: Count = 1000  # calls that run or wait, of all functions together
     memory_budget: Size = 0  # sum of the limits of live instances; 0: twice the host's memory
     memory_floor: Size = 0  # evict while less than this is available; 0: a sixteenth of the host's memory
     zygote_memory: Size = "1G"

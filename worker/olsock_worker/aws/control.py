@@ -54,7 +54,6 @@ class Control:
         functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
         openlambda = OpenLambda(catalog, functions, fleet)
-        self.throttled = catalog.throttled
         self._access, self._log = access, log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
