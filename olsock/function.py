@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from olsock.owned import Owned
 from olsock.readiness import Ready
 from olsock.rootfs import TASK
 from olsock.runtime import wire
-from olsock.spec import USER, FunctionSpec, ZygoteSpec
+from olsock.spec import USER, FunctionSpec
 from olsock.streams import Stream
 
 LOG_LIMIT = 64 * 1024
@@ -307,29 +307,28 @@ class Function(Owned):
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     """The first frame to a handler's runtime: what to import. It waits in the channel until there is a runtime."""
-    told = config_of(spec, interpreter)
+    told = config_of(str(spec.handler), spec.env, interpreter)
     if not spec.measure:
         told["measure"] = False
+    if spec.contract != "auto":
+        told["contract"] = spec.contract
+    if spec.root_path:
+        told["root_path"] = spec.root_path
     meta = json.dumps(told).encode()
     if len(meta) > wire.MAX_META:
         raise SpecError("env", f"{len(spec.env)} variables", f"all of them within {wire.MAX_META} bytes")
     return wire.message(wire.CONFIG, 0, meta)
 
 
-def config_of(spec: FunctionSpec | ZygoteSpec, interpreter: Interpreter) -> dict[str, Any]:
+def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter) -> dict[str, Any]:
     """What a runtime is told about its function."""
-    told = {
+    return {
         "code": TASK,
-        "handler": str(spec.handler),
-        "env": {**ENVIRONMENT, **spec.env},
+        "handler": handler,
+        "env": {**ENVIRONMENT, **env},
         "path": interpreter.path,
         "cwd": TASK,
     }
-    if spec.contract != "auto":
-        told["contract"] = spec.contract
-    if spec.root_path:
-        told["root_path"] = spec.root_path
-    return told
 
 
 def _decoded(kind: str, answer: bytes) -> Any:

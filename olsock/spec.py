@@ -292,7 +292,9 @@ class FunctionSpec(Spec):
         _python(self.python)
         _number(self.timeout, "timeout", least=0.001, most=86400.0)
         _flag(self.measure, "measure")
-        _called(self.contract, self.root_path)
+        _choice(self.contract, "contract", get_args(Contract))
+        if not isinstance(self.root_path, str) or not _ROOT_PATH.fullmatch(self.root_path):
+            raise SpecError("root_path", self.root_path, 'empty, or a path like "/run/hello", percent-encoded')
 
     @classmethod
     def parse(cls, **options: Unpack[FunctionOptions]) -> Self:
@@ -332,12 +334,9 @@ class ZygoteSpec:
     timeout: float = 120.0  # seconds for all imports together
     code: str | None = None  # with `handler`: a zygote of this one function, whose module it imports
     handler: Handler | None = None
-    contract: Contract = "auto"  # of that function, as `FunctionSpec` has it
-    root_path: str = ""
 
     def __post_init__(self) -> None:
         _choice(self.network, "network", get_args(Network))
-        _called(self.contract, self.root_path)
         for flag in ("skip_bad", "separate_stderr"):
             _flag(getattr(self, flag), flag)
         for name, most in (("spare", 1024), ("blanks", 1024), ("descendants", MAX_DESCENDANTS)):
@@ -381,8 +380,6 @@ class ZygoteSpec:
         timeout: float = 120.0,
         code: PathLike | None = None,
         handler: str | None = None,
-        contract: Contract = "auto",
-        root_path: str = "",
     ) -> Self:
         """Return a spec from what people write."""
         return cls(
@@ -401,16 +398,7 @@ class ZygoteSpec:
             memory=parse_size(memory, "memory", least=MIB),
             pids=pids,
             env=_environment({} if env is None else env),
-            contract=contract,
-            root_path=root_path,
         )
-
-
-def _called(contract: Contract, root_path: str) -> None:
-    """Check how a function is called."""
-    _choice(contract, "contract", get_args(Contract))
-    if not isinstance(root_path, str) or not _ROOT_PATH.fullmatch(root_path):
-        raise SpecError("root_path", root_path, 'empty, or a path like "/run/hello", percent-encoded')
 
 
 def parse_user(value: int | str | None) -> tuple[int, int]:

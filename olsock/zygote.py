@@ -249,7 +249,7 @@ class Zygote(Owned):
             "env": {} if self.parent is None else dict(spec.env),
         }
         if spec.handler is not None:
-            order["config"] = config_of(spec, self._interpreter)
+            order["config"] = config_of(str(spec.handler), spec.env, self._interpreter)
         try:
             self._control.send(json.dumps(order).encode())
         except ConnectionError as e:
@@ -349,8 +349,6 @@ class Zygote(Owned):
                 raise SpecError(name, options[name], "no value here: the zygote settles that for its handlers")
         if code is None:
             code = self.spec.code
-            if self.spec.handler is not None:
-                options = {"contract": self.spec.contract, "root_path": self.spec.root_path, **options}
         if handler is None:
             handler = "f:f" if self.spec.handler is None else str(self.spec.handler)
         order = self._order(code, handler, options)

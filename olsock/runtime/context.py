@@ -60,10 +60,10 @@ class Context:
         self.path: str = meta.get("path", "")
         self.query: str = meta.get("query", "")
         self.headers: Any = meta.get("headers") or {}
-        if meta.get("trace"):
+        if "trace" in meta:
             os.environ[TRACE] = meta["trace"]
-        elif "trace" in meta:
-            os.environ.pop(TRACE, None)  # that of the call before
+        elif TRACE in os.environ:
+            del os.environ[TRACE]  # of the request before
 
     @property
     def log_group_name(self) -> str:

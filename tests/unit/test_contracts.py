@@ -241,9 +241,7 @@ def test_the_context_is_awss(python: str, tmp_path: Path) -> None:
         ]
         assert 0 < told[9] <= 60_000 and told[10:] == ["Root=1", None]
         assert box.invoke({})[8] is None
-        assert box.invoke({})[10] == "Root=1", "the environment is the function's to keep"
-        assert box.invoke({}, trace=None)[10] is None, "a call that has none"
-        assert box.log() == "logged" * 4
+        assert box.log() == "loggedlogged"
     finally:
         box.close()
 

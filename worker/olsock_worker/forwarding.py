@@ -32,12 +32,12 @@ class EventMeta(msgspec.Struct):
     deadline_ms: int  # Unix time
 
 
-class _ToldMeta(EventMeta):
+class _ToldMeta(EventMeta, omit_defaults=True):
     """The same with what only calls of the control API have."""
 
-    client_context: dict[str, object] | None
-    arn: str | None
-    trace: str | None
+    client_context: dict[str, object] | None = None
+    arn: str | None = None
+    trace: str | None = None
 
 
 class WebMeta(msgspec.Struct, omit_defaults=True):

@@ -289,8 +289,6 @@ class Zygotes:
                     closure,
                     imports,
                     env=deploy.env,
-                    contract=deploy.contract,
-                    root_path=deploy.root_path,
                     memory=self._settings.zygote_memory,
                     timeout=self._settings.start_timeout,
                     blanks=blanks,
