@@ -26,8 +26,8 @@ SAYS = "def f(event):\n    print(event)\n    return event\n"
 class Said(NamedTuple):
     text: str
 
-    def lines(self, _request: str) -> tuple[str, ...]:
-        return (self.text,)
+    def lines(self, before: str, _request: str) -> str:
+        return f"{before}{self.text}\n"
 
 
 @pytest.fixture

@@ -51,11 +51,15 @@ class Concurrency:
             return OVER_RESERVED if self._calls.get(name, 0) >= reserved else ""
         return OVER_ALL if self._shared >= self.unreserved else ""
 
-    def begin(self, name: str) -> None:
-        """Count a call."""
-        self._calls[name] = self._calls.get(name, 0) + 1
-        if name not in self._reserved:
-            self._shared += 1
+    def begin(self, name: str) -> str:
+        """Count a call; say whether there was room for it, as `over` does."""
+        calls = self._calls.get(name, 0)
+        self._calls[name] = calls + 1
+        if name in self._reserved:
+            return OVER_RESERVED if calls >= self._reserved[name] else ""
+        shared = self._shared
+        self._shared = shared + 1
+        return OVER_ALL if shared >= self.most - self._promised else ""
 
     def end(self, name: str) -> None:
         """Count one no longer."""

@@ -106,7 +106,7 @@ class Fleet:
             memory=config.memory,
             tmpfs_size=config.tmpfs_size,
             pids=config.pids,
-            cpus=config.cpus,
+            cpus=config.ceiling,
             imports=config.imports,
             zygote=config.zygote,
             contract=config.contract,

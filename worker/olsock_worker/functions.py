@@ -72,9 +72,7 @@ class Function:
     def submit(self, call: Call) -> None:
         """Run a call now, or queue it, or refuse it."""
         self.stats.requests += 1
-        concurrency = self.fleet.concurrency
-        over = concurrency.over(self._group)
-        concurrency.begin(self._group)
+        over = self.fleet.concurrency.begin(self._group)
         if over:
             self._throttle(call, over)
             return

@@ -122,7 +122,6 @@ class Instance:
         call.instance = self
         self.worth.uses += 1  # the rest of `Gdsf.used` when there is time: see Fleet._freeze
         self.output.begin(call.id)
-        self.reports.settle()
         call.sent = monotonic()
         self.reports.begin(call, start)
         until = call.sent + self.function.deployment.config.timeout
@@ -427,6 +426,6 @@ class Instance:
     def close(self) -> None:
         """Let go of every descriptor."""
         self.detach()
-        self.reports.settle()
+        self.reports.close()
         self.answer = None  # they know each other
         self._handles.close()

@@ -52,8 +52,8 @@ class Tail:
 class Said(Protocol):
     """What the worker itself says in a function's log."""
 
-    def lines(self, request: str) -> tuple[str, ...]:
-        """Return it, as lines without control characters."""
+    def lines(self, before: str, request: str) -> str:
+        """Return it, as lines without control characters, each with `before` before it."""
 
 
 class FunctionLog:
@@ -84,17 +84,21 @@ class FunctionLog:
         """Write what a handler printed during a request."""
         if self.tails and request in self.tails:
             self.tails[request].add(data)
-        self._add((monotonic(), instance, request, data), len(data))
+        self._waiting.append((monotonic(), instance, request, data))
+        self._held += len(data)
+        self._added()
 
     def tell(self, request: str, said: Said, instance: int, when: float) -> None:
         """Write what the worker says about a request; `when` is monotonic."""
         if self.tails and request in self.tails:
-            self.tails[request].add("".join(f"{line}\n" for line in said.lines(request)).encode())
-        self._add((when, instance, request, said), _TOLD)
+            self.tails[request].add(said.lines("", request).encode())
+        waiting = self._waiting
+        waiting.append((when, instance, request, said))
+        self._held += _TOLD
+        if len(waiting) == 1 or self._held > _HELD:
+            self._added()
 
-    def _add(self, entry: tuple[float, int, str, bytes | Said], size: int) -> None:
-        self._waiting.append(entry)
-        self._held += size
+    def _added(self) -> None:
         if self._later is None or self._held > _HELD:
             self.flush()
         elif len(self._waiting) == 1:
@@ -108,13 +112,12 @@ class FunctionLog:
         wall = time.time() - monotonic()
         out: list[str] = []
         for when, instance, request, said in waiting:
-            stamp = _stamp(wall + when)
+            stamp = _stamp(int((wall + when) * 1000))
             if isinstance(said, bytes):
                 prefix = f"{stamp} {request} out/{instance} "
                 out += [f"{prefix}{line}\n" for line in _lines(said)]
             else:
-                prefix = f"{stamp} {request} platform/{instance} "
-                out += [f"{prefix}{line}\n" for line in said.lines(request)]
+                out.append(said.lines(f"{stamp} {request} platform/{instance} ", request))
         self._append("".join(out).encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
@@ -190,15 +193,10 @@ def _visible(character: str) -> str:
 
 
 def _now() -> str:
-    return _stamp(time.time())
+    return _stamp(int(time.time() * 1000))
 
 
-def _stamp(moment: float) -> str:
-    """Return a time as text; that of a whole second is made only once."""
-    ms = int(moment * 1000)
-    return f"{_second(ms // 1000)}.{ms % 1000:03d}Z"
-
-
-@lru_cache(2)
-def _second(moment: int) -> str:
-    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S}"
+@lru_cache(64)  # many lines are of one moment
+def _stamp(ms: int) -> str:
+    """Return a time as text."""
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

@@ -12,6 +12,7 @@ from olsock_worker.settings import Count, FunctionDefaults, Seconds, Size
 
 NAME = "ol.yaml"
 LARGEST = 64 * 1024
+_LEAST_CPUS, _MOST_CPUS = 0.01, 1024.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _Module = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=200)]
@@ -70,6 +71,7 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     reuse_sandbox: bool
     memory: int
     cpus: float | None
+    memory_per_cpu: int  # 0: memory says nothing of processors
     pids: int
     tmpfs_size: int
     timeout: float
@@ -85,6 +87,13 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     invocation_log: bool
     handler: str
     contract: Contract
+
+    @property
+    def ceiling(self) -> float | None:
+        """How many processors' worth of time an instance gets at most; None: as much as there is."""
+        if self.cpus is not None or not self.memory_per_cpu:
+            return self.cpus
+        return min(_MOST_CPUS, max(_LEAST_CPUS, self.memory / self.memory_per_cpu))
 
     def allow(self) -> str:
         """Return the value of an Allow header."""
@@ -135,6 +144,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         reuse_sandbox=given.reuse_sandbox and not alone,
         memory=_size(given.memory, defaults.memory, "memory"),
         cpus=_or(given.cpus, defaults.cpus),
+        memory_per_cpu=int(defaults.memory_per_cpu),
         pids=_or(given.pids, defaults.pids),
         tmpfs_size=_size(given.tmpfs_size, defaults.tmpfs_size, "tmpfs-size"),
         timeout=timeout,

@@ -42,7 +42,7 @@ class Output:
 
     def settle(self) -> None:
         """Note that the latest request is over, and that what it printed can all be read."""
-        if self.fresh and self.muted:
+        if self.muted and self.fresh:
             self.read()  # or nobody would until the next beat
         self.fresh = False
         if self._line:

@@ -6,6 +6,7 @@ Nothing in these lines is the function's own: it can print lines of the same wor
 from __future__ import annotations
 
 from math import ceil
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 LATEST = "$LATEST"
 _MB = 1 << 20
+_AGE = 0.005  # seconds; to look costs a system call, which many lines that are written together can share
 _TIMED_OUT = ("timeout", "start_timeout")
 _TYPES = {
     "handler": "Unhandled",
@@ -44,51 +46,75 @@ class Began(NamedTuple):
 
     version: str
 
-    def lines(self, request: str) -> tuple[str, ...]:
-        """Return what is logged of it."""
-        return (f"START RequestId: {request} Version: {self.version}",)
+    def lines(self, before: str, request: str) -> str:
+        """Return what is logged of it, each line with `before` before it."""
+        return f"{before}START RequestId: {request} Version: {self.version}\n"
+
+
+class Memory:
+    """The most bytes that were ever charged to an instance, read when somebody wants to know, and not too often."""
+
+    __slots__ = ("_at", "_handles", "_peak")
+
+    def __init__(self, handles: Handles) -> None:
+        self._handles: Handles | None = handles
+        self._at = self._peak = 0.0
+
+    def peak(self) -> int:
+        """Return it."""
+        now = monotonic()
+        if self._handles is not None and now - self._at > _AGE:
+            self._at, self._peak = now, self._handles.peak()
+        return int(self._peak)
+
+    def close(self) -> None:
+        """Read it for the last time."""
+        self._at = 0.0
+        self.peak()
+        self._handles = None
 
 
 class Ended(NamedTuple):
     """An instance is done with a call."""
 
     seconds: float
-    memory: int  # bytes that it may have
-    peak: int  # most bytes that were charged to the instance up to now
+    size: str  # of the memory that it may have, in MB
+    memory: Memory
     start: str  # where the instance came from: an `Origin`, warm or thawed
     init: float | None  # seconds that this call waited for the instance to be made
     failure: Failure | None
 
-    def lines(self, request: str) -> tuple[str, ...]:
-        """Return what is logged of it."""
+    def lines(self, before: str, request: str) -> str:
+        """Return what is logged of it, each line with `before` before it."""
         ms = self.seconds * 1e3
         init = "" if self.init is None else f"Init Duration: {self.init * 1e3:.2f} ms\t"
-        report = (
-            f"REPORT RequestId: {request}\tDuration: {ms:.2f} ms\tBilled Duration: {ceil(ms)} ms\t"
-            f"Memory Size: {-(-self.memory // _MB)} MB\tMax Memory Used: {-(-self.peak // _MB)} MB\t{init}Start: {self.start}\t"
+        failed, said = ("", "") if self.failure is None else _failed(self.failure, f"{before}Task", self.seconds)
+        return (
+            f"{said}{before}END RequestId: {request}\n{before}REPORT RequestId: {request}\tDuration: {ms:.2f} ms\t"
+            f"Billed Duration: {ceil(ms)} ms\tMemory Size: {self.size} MB\t"
+            f"Max Memory Used: {-(-self.memory.peak() // _MB)} MB\t{init}Start: {self.start}\t{failed}\n"
         )
-        end = f"END RequestId: {request}"
-        if self.failure is None:
-            return end, report
-        if self.failure.kind in _TIMED_OUT:
-            return f"Task timed out after {self.seconds:.2f} seconds", end, f"{report}Status: timeout\t"
-        return end, f"{report}Status: error\tError Type: {_type(self.failure)}\t"
 
 
-def _type(failure: Failure) -> str:
+def _failed(failure: Failure, task: str, seconds: float) -> tuple[str, str]:
+    """Return the end of the report of a call that failed, and what comes before all of it."""
+    if failure.kind in _TIMED_OUT:
+        return "Status: timeout\t", f"{task} timed out after {seconds:.2f} seconds\n"
+    kind = _TYPES.get(failure.kind, "Runtime.Unknown")
     if failure.kind == "init":
-        return _OF_IMPORT.get(failure.name, "Runtime.Unknown")
-    return _TYPES.get(failure.kind, "Runtime.Unknown")
+        kind = _OF_IMPORT.get(failure.name, kind)
+    return f"Status: error\tError Type: {kind}\t", ""
 
 
 class Reports:
     """The calls of one instance, told of in their order among what it prints."""
 
-    __slots__ = ("_call", "_ended", "_handles", "_init", "_log", "_memory", "_number", "_on", "_start", "_version")
+    __slots__ = ("_began", "_call", "_ended", "_init", "_log", "_number", "_on", "_size", "_start", "memory")
 
     def __init__(self, number: int, handles: Handles, log: FunctionLog, version: str, config: FunctionConfig) -> None:
-        self._number, self._handles, self._log = number, handles, log
-        self._version, self._memory, self._on = Began(version), config.memory, config.invocation_log
+        self.memory = Memory(handles)
+        self._number, self._log, self._on = number, log, config.invocation_log
+        self._began, self._size = Began(version), str(-(-config.memory // _MB))
         self._call: Call | None = None  # that END has not been written of
         self._ended = 0.0  # monotonic() of when it ended
         self._start = ""
@@ -96,9 +122,11 @@ class Reports:
 
     def begin(self, call: Call, start: str) -> None:
         """Tell of a call that is about to be sent; all of the one before has been read."""
+        if self._call is not None:
+            self.settle()
         self._call, self._start, self._ended, self._init = call, start, 0.0, None
         if self._on:
-            self._log.tell(call.id, self._version, self._number, call.sent)
+            self._log.tell(call.id, self._began, self._number, call.sent)
 
     def made(self, seconds: float) -> None:
         """Note that the call in hand waited until the instance could take it."""
@@ -111,13 +139,15 @@ class Reports:
 
     def settle(self) -> None:
         """Tell of the end of the call that has ended, if there is one: nothing that it has printed is to come."""
-        call = self._call
-        if call is None or not self._ended:
+        call, when = self._call, self._ended
+        if call is None or not when:
             return
         self._call = None
-        if not self._on:
-            return
-        # The most there ever was in this instance, as AWS has it: read for each call, or it would be that of a later one.
-        seconds, peak = self._ended - call.sent, self._handles.peak()
-        ended = Ended(max(0.0, seconds), self._memory, peak, self._start, self._init, call.failure)
-        self._log.tell(call.id, ended, self._number, self._ended)
+        if self._on:
+            ended = Ended(when - call.sent, self._size, self.memory, self._start, self._init, call.failure)
+            self._log.tell(call.id, ended, self._number, when)
+
+    def close(self) -> None:
+        """Do so while it can still be known how much memory was used."""
+        self.settle()
+        self.memory.close()

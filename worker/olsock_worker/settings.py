@@ -59,6 +59,7 @@ class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     memory: Size = "128M"
     cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None = None
+    memory_per_cpu: Size = 0  # without `cpus`: a processor's worth of time for so much memory limit; 0: no limit
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
     tmpfs_size: Size = "64M"
     timeout: Seconds = 30.0
@@ -139,7 +140,7 @@ def _with_bytes(settings: Settings) -> Settings:
     return msgspec.structs.replace(
         settings,
         http=_sizes(http, "http.", ("body", "upload", "bodies", "reply", "stream", "websocket_message")),
-        function=_sizes(function, "function.", ("memory", "tmpfs_size")),
+        function=_sizes(function, "function.", ("memory", "memory_per_cpu", "tmpfs_size")),
         **{
             name: parse_size(getattr(settings, name), name)
             for name in (
