@@ -83,6 +83,7 @@ def functions() -> dict[str, tuple[str, str]]:
         "echo": (ECHO, "memory: 100M\nzygote: false\n"),
         "prints": ("def f(text):\n    print(text)\n    return 1\n", ""),
         "allocates": (ALLOCATES, "zygote: false\n"),
+        "grows": (ALLOCATES, "zygote: false\n"),
         "imports": ("import time; time.sleep(0.4)\ndef f(event):\n    return 1\n", "zygote: false\n"),
         "silent": ("def f(event):\n    print(1)\n    return 1\n", "invocation-log: false\n"),
         **{name: (code, "timeout: 1\n" if name == "slow" else "memory: 64M\n") for name, (code, _, _) in FAILS.items()},
@@ -142,6 +143,12 @@ def test_memory_is_what_was_used(worker: WorkerProcess) -> None:
     """At most, by the instance up to then: it does not fall, as with AWS; and it is no other instance's."""
     used = [int(told(worker, "allocates", worker.call("allocates", mb)).report["used"]) for mb in (1, 60, 90, 1)]
     assert used[0] < 40 and 60 <= used[1] < 90 <= used[2] <= 128 and used[3] == used[2], used
+    aws = client(worker)
+    for mb in (1, 90):  # in a tail it is that of this very moment
+        reply = aws.invoke(FunctionName="grows", LogType="Tail", Payload=str(mb))
+        report = REPORT.fullmatch(base64.b64decode(reply["LogResult"]).decode().splitlines()[-1])
+        assert report is not None and (int(report["used"]) >= 90) is (mb == 90)
+    aws.close()
     report = told(worker, "echo", worker.call("echo")).report
     assert int(report["used"]) < 40 and report["size"] == "100"
 

@@ -299,7 +299,7 @@ def test_a_snapshot_of_a_web_application(worker: WorkerProcess) -> None:
     for _ in range(3):
         reply = worker.request("/run/mounted/here", method="GET")
         assert (reply.status, reply.body) == (200, b"/run/mounted /here")
-    assert snapshot(worker, "mounted")["hits"] >= 1
+    worker.until(lambda: snapshot(worker, "mounted")["hits"] >= 1)
 
 
 @pytest.mark.fault

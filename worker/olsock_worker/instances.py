@@ -176,8 +176,9 @@ class Instance:
 
     def _decline(self) -> None:
         """Be free of a call that was not sent."""
-        self.call = None
+        self.function.fleet.freed(self)
         self.reports.end(monotonic())
+        self.call = None
         if self.ready:
             self.state, self.deadline = State.IDLE, NEVER
             self.function.spare(self)

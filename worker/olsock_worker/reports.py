@@ -5,7 +5,7 @@ Nothing in these lines is the function's own: it can print lines of the same wor
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 LATEST = "$LATEST"
 _MB = 1 << 20
-_AGE = 0.005  # seconds; to look costs a system call, which many lines that are written together can share
 _TIMED_OUT = ("timeout", "start_timeout")
 _TYPES = {
     "handler": "Unhandled",
     "serialize": "Runtime.MarshalError",
     "malformed": "Runtime.UnmarshalError",
+    "no_http_event": "Runtime.UnmarshalError",
     "crash": "Runtime.ExitError",
     "oom": "Runtime.OutOfMemory",
     "bad_reply": "Runtime.InvalidResponse",
@@ -52,31 +52,33 @@ class Began(NamedTuple):
 
 
 class Memory:
-    """The most bytes that were ever charged to an instance, read when somebody wants to know, and not too often."""
+    """The most bytes that were ever charged to an instance, read when somebody wants to know.
+
+    To look costs a system call, which all lines that are written together share.
+    """
 
     __slots__ = ("_at", "_handles", "_peak")
 
     def __init__(self, handles: Handles) -> None:
         self._handles: Handles | None = handles
-        self._at = self._peak = 0.0
+        self._at, self._peak = 0.0, 0
 
-    def peak(self) -> int:
-        """Return it."""
-        now = monotonic()
-        if self._handles is not None and now - self._at > _AGE:
-            self._at, self._peak = now, self._handles.peak()
-        return int(self._peak)
+    def peak(self, when: float) -> int:
+        """Return what it is now, or was at some time after `when`, which is monotonic."""
+        if self._at <= when and self._handles is not None:
+            self._at, self._peak = monotonic(), self._handles.peak()
+        return self._peak
 
     def close(self) -> None:
         """Read it for the last time."""
-        self._at = 0.0
-        self.peak()
+        self.peak(inf)
         self._handles = None
 
 
 class Ended(NamedTuple):
     """An instance is done with a call."""
 
+    when: float  # monotonic
     seconds: float
     size: str  # of the memory that it may have, in MB
     memory: Memory
@@ -92,7 +94,7 @@ class Ended(NamedTuple):
         return (
             f"{said}{before}END RequestId: {request}\n{before}REPORT RequestId: {request}\tDuration: {ms:.2f} ms\t"
             f"Billed Duration: {ceil(ms)} ms\tMemory Size: {self.size} MB\t"
-            f"Max Memory Used: {-(-self.memory.peak() // _MB)} MB\t{init}Start: {self.start}\t{failed}\n"
+            f"Max Memory Used: {-(-self.memory.peak(self.when) // _MB)} MB\t{init}Start: {self.start}\t{failed}\n"
         )
 
 
@@ -144,7 +146,7 @@ class Reports:
             return
         self._call = None
         if self._on:
-            ended = Ended(when - call.sent, self._size, self.memory, self._start, self._init, call.failure)
+            ended = Ended(when, when - call.sent, self._size, self.memory, self._start, self._init, call.failure)
             self._log.tell(call.id, ended, self._number, when)
 
     def close(self) -> None:
