@@ -90,7 +90,7 @@ def zipped(files: dict[str, str | bytes] | None = None) -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in (files or {"app.py": HANDLER}).items():
-            archive.writestr(name, text)
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), text)  # the same bytes at any time
     return data.getvalue()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
+from click.shell_completion import CompletionItem
 
+from olsock_worker.checkouts import CheckoutError, checkout, is_remote, name_of
 from olsock_worker.local import Local, LocalError
 from olsock_worker.logs import escape
 from olsock_worker.packing import PackingError, handler_of, pack
@@ -43,7 +46,7 @@ def _command(work: Callable[_Given, None]) -> click.Command:
     def run(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
         try:
             work(*args, **kwargs)
-        except (LocalError, PackingError) as error:
+        except (CheckoutError, LocalError, PackingError) as error:
             raise click.ClickException(escape(str(error))) from None
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the worker'}: {error.strerror or error}") from None
@@ -61,6 +64,21 @@ def _command(work: Callable[_Given, None]) -> click.Command:
     return fn.command(name=work.__name__.rstrip("_").replace("_", "-"))(state(as_json(run)))
 
 
+def _paths(_context: click.Context, _parameter: click.Parameter, _incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem("", type="file")]
+
+
+def _names(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a function by asking the worker; without one, or without the right to, by nothing."""
+    state = context.params.get("worker") or os.environ.get("OLSOCK_WORKER_STATE") or STATE
+    try:
+        worker = state if isinstance(state, Local) else Local(state)
+        names = [each["FunctionName"] for each in worker.every("Functions")]
+    except (LocalError, OSError):
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 def _worker(state: str) -> Local:
     try:
         found = running(state)
@@ -73,8 +91,8 @@ def _worker(state: str) -> Local:
 
 
 @_command
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the function.  [default: the name of the directory or zip]")
+@click.argument("source", metavar="PATH|GIT_URL[#REF[:FOLDER]]", shell_complete=_paths)
+@click.option("--name", help="Name of the function.  [default: that of the directory, zip or repository]")
 @click.option("--handler", help="module.function.  [default: what ol.yaml says, f.f or lambda_function.lambda_handler]")
 @click.option("--runtime", help=f"Interpreter.  [default: what ol.yaml says, or {_PYTHON}]")
 @click.option("--timeout", type=int, metavar="SECONDS", help="Seconds for a call.")
@@ -83,9 +101,21 @@ def _worker(state: str) -> Local:
 @click.option("--description", help="What it is for.")
 @click.option("--publish", is_flag=True, help="Publish a version, too.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is installed.")
-def deploy(worker: Local, as_json: bool, path: Path, publish: bool, no_wait: bool, **given: Any) -> None:
-    """Deploy the directory or zip at PATH: a new function, or new code for the one of that name."""
-    name = given["name"] or (path.resolve().name if path.is_dir() else path.stem)
+def deploy(worker: Local, as_json: bool, source: str, name: str | None, **given: Any) -> None:
+    """Deploy a directory, a zip, or what is in a repository: a new function, or new code for the one of that name."""
+    if is_remote(source):
+        with contextlib.ExitStack() as stack:
+            with _progress(f"fetching {source}"):
+                path = stack.enter_context(checkout(source))
+            _deploy(worker, as_json, path, name or name_of(source), **given)
+        return
+    path = Path(source)
+    if not path.exists():
+        raise click.BadParameter(f"{source}: neither there nor an address of a repository", param_hint="PATH")
+    _deploy(worker, as_json, path, name or (path.resolve().name if path.is_dir() else path.stem), **given)
+
+
+def _deploy(worker: Local, as_json: bool, path: Path, name: str, *, publish: bool, no_wait: bool, **given: Any) -> None:
     code = base64.b64encode(pack(path)).decode()
     settings = _settings(given)
     with _progress(f"deploying {name}"):
@@ -155,7 +185,7 @@ def _progress(what: str) -> Iterator[None]:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @click.argument("event", default="{}")
 @click.option("--log", is_flag=True, help="Print the end of what it printed on standard error.")
 def invoke(worker: Local, as_json: bool, name: str, event: str, log: bool) -> None:
@@ -188,7 +218,7 @@ def list_(worker: Local, as_json: bool) -> None:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 def show(worker: Local, as_json: bool, name: str) -> None:
     """Show the function NAME, or NAME:QUALIFIER."""
     name, _, qualifier = name.partition(":")
@@ -202,7 +232,7 @@ def show(worker: Local, as_json: bool, name: str) -> None:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 def versions(worker: Local, as_json: bool, name: str) -> None:
     """List the versions of the function NAME."""
     columns = ("Version", "Description", "CodeSize", "CodeSha256", "LastModified")
@@ -210,7 +240,7 @@ def versions(worker: Local, as_json: bool, name: str) -> None:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 @click.argument("alias", required=False)
 @click.argument("version", required=False)
 @click.option("--weight", metavar="VERSION=SHARE", help="Another version, and its share of the calls from 0 to 1.")
@@ -248,7 +278,7 @@ def _weights(text: str | None) -> dict[str, float]:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=_names)
 def delete(worker: Local, as_json: bool, name: str) -> None:
     """Delete the function NAME with all that belongs to it, or the one version of NAME:VERSION."""
     name, _, qualifier = name.partition(":")

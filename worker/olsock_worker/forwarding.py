@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from time import time
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from olsock_worker.calls import Call, Client
     from olsock_worker.ol_yaml import FunctionConfig
 
-SCHEME = "http"
 _FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
 _NEEDED = frozenset(("host", "content-length"))  # whatever `Connection` says
 
@@ -69,10 +70,10 @@ def event(call: Call, deadline_ms: int) -> EventMeta:
     return _ToldMeta(*of_call, call.told.client_context, call.told.arn, call.told.trace)
 
 
-def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
+def request(call: Call, asgi: bool, config: FunctionConfig, proxies: tuple[str, ...]) -> list[bytes]:
     """Return a call as frames for a web application, as a WebSocket's handshake if it is one and the application can.
 
-    Raises `RefusedError`.
+    What `proxies` say of the request that came to them is believed. Raises `RefusedError`.
     """
     if call.told is not None:
         gateway.unfold(call)
@@ -80,15 +81,16 @@ def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
         call.handshake = Handshake(call)
     timeout = config.timeout if call.handshake is None else config.websocket_timeout
     client, server = cast("Client", call.connection).addresses()
+    trusted = _trusted(client[0], proxies)
     meta = WebMeta(
         id=call.id,
         method=call.method,
         path=call.path,
         query=call.query,
-        headers=headers(call, client[0]),
+        headers=headers(call, client[0], trusted),
         deadline_ms=int((time() + timeout) * 1000),
         web=True,
-        scheme=SCHEME,
+        scheme="https" if trusted and call.headers.get(_FORWARDED[1]) == "https" else "http",
         http_version=call.version,
         server=server,
         client=client,
@@ -101,8 +103,16 @@ def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
     return wire.split_message(wire.REQUEST, call.number, data, call.body)
 
 
-def headers(call: Call, address: str) -> list[tuple[str, str]]:
-    """Return the headers in their order, those that come twice twice, without hop-by-hop ones, with X-Forwarded-*."""
+@lru_cache(1024)
+def _trusted(address: str, proxies: tuple[str, ...]) -> bool:
+    return any(ip_address(address) in ip_network(each) for each in proxies)
+
+
+def headers(call: Call, address: str, trusted: bool) -> list[tuple[str, str]]:
+    """Return the headers in their order, those that come twice twice, without hop-by-hop ones, with X-Forwarded-*.
+
+    Of these, what a proxy that is not `trusted` has sent is dropped: anybody can write them.
+    """
     given = call.headers
     # To WSGI an underscore is a hyphen, so that x_forwarded_for would be taken for ours: no header with one is passed on.
     dropped = HOP_BY_HOP | (tokens(given.get("connection", "")) - _NEEDED) | {"expect", *_FORWARDED}
@@ -113,8 +123,10 @@ def headers(call: Call, address: str) -> list[tuple[str, str]]:
     ]
     if "transfer-encoding" in given:
         found.append(("content-length", str(len(call.body))))  # it came in chunks, and is whole now
-    for name, value in zip(_FORWARDED, (address, SCHEME, given.get("host", "")), strict=True):
-        before = given.get(name)
-        if value or before:
-            found.append((name, f"{before}, {value}" if before else value))
+    before = [given.get(name, "") if trusted else "" for name in _FORWARDED]
+    found.append((_FORWARDED[0], f"{before[0]}, {address}" if before[0] else address))
+    found.append((_FORWARDED[1], before[1] or "http"))
+    host = before[2] or given.get("host", "")
+    if host:
+        found.append((_FORWARDED[2], host))
     return found

@@ -156,7 +156,8 @@ class Instance:
             self.function.left()
             return
         try:
-            frames = forwarding.request(call, self.contract == ASGI, self.deployment.config)
+            proxies = self.function.fleet.settings.http.trusted_proxies
+            frames = forwarding.request(call, self.contract == ASGI, self.deployment.config, proxies)
         except RefusedError as error:
             self._decline()
             self.function.fail(call, error.status, error.kind, str(error), extra=error.extra)

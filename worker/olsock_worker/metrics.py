@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from olsock_worker.edge import Edge
     from olsock_worker.fleet import Fleet
 
+_VERSION = version("olsock")  # now: later this process may not read where it was installed
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _VERSION = version("olsock")  # read as long as we may read wherever this is installed
 OTHERS = "_other_"  # no function can be called that

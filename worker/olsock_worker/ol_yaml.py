@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
-from olsock.spec import parse_size
+from olsock.spec import Handler, parse_size
 from olsock_worker.settings import Count, FunctionDefaults, Seconds, Size
 
 NAME = "ol.yaml"
@@ -16,12 +16,7 @@ _LEAST_CPUS, _MOST_CPUS = 0.01, 1024.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _Module = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=200)]
-_Handler = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_.]*$", max_length=200
-    ),
-]
+_Handler = Annotated[str, msgspec.Meta(max_length=200)]
 _Runtime = Annotated[str, msgspec.Meta(pattern=r"^python3\.[0-9]{1,2}$")]
 Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
@@ -158,9 +153,18 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         zygote=_or(zygote, defaults.zygote),
         debug=given.debug,
         invocation_log=_or(given.invocation_log, defaults.invocation_log),
-        handler=given.handler,
+        handler=handler_of(given.handler),
         contract=given.contract,
     )
+
+
+def handler_of(text: str) -> str:
+    """Return "module.sub:function" from that, or from "folder/module.function" as AWS has it. Raises `FunctionError`."""
+    try:
+        handler = Handler.parse(text)
+    except ValueError as error:
+        raise FunctionError(str(error)) from None
+    return f"{handler.module}:{handler.attribute}"
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -38,6 +39,7 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     idle_timeout: Seconds = 75.0
     connections: Count = 1024
     pipeline: Count = 64
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # whose X-Forwarded-* are believed: addresses or networks
     stream: Size = "200M"  # largest reply that is passed on as it comes
     websocket_message: Size = "1M"  # largest message of a WebSocket, either way
     websocket_idle: Seconds = 60.0  # without a sign of life from the client
@@ -137,6 +139,11 @@ def load(path: str | None, overrides: dict[str, object]) -> Settings:
 def _with_bytes(settings: Settings) -> Settings:
     """Replace every size by its bytes, so that nothing later has to parse one."""
     http, function = settings.http, settings.function
+    for each in http.trusted_proxies:
+        try:
+            ip_network(each)
+        except ValueError as error:
+            raise SettingsError(f"http.trusted_proxies: {error}; expected addresses and networks") from None
     return msgspec.structs.replace(
         settings,
         http=_sizes(http, "http.", ("body", "upload", "bodies", "reply", "stream", "websocket_message")),
