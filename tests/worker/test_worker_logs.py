@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worker_process import WorkerProcess
 
-from olsock_worker.logs import FunctionLog, escape
+from olsock_worker.logs import FunctionLog, escape, prune
 from olsock_worker.records import LogReader, parse, shown
 
 SAYS = "def f(event):\n    print(event)\n    return event\n"
@@ -119,6 +119,26 @@ def test_a_file_that_was_removed_unread_is_told(directory: int) -> None:
     left = [line.split(" ")[1] for line in reader.read()]
     assert reader.missed and left[-1] == "r-39" and len(left) < 39
     reader.close()
+
+
+@pytest.mark.unit
+def test_the_oldest_logs_make_room(directory: int, tmp_path: Path) -> None:
+    logs = {name: FunctionLog(directory, name, 1000, 3) for name in ("old", "new")}
+    for age, name in enumerate(("new", "old")):
+        for number in range(40):
+            logs[name].write(f"r-{number}", b"x" * 50 + b"\n")
+        for path in tmp_path.glob(f"{name}.log*"):
+            os.utime(path, (1000 - 10 * age, 1000 - 10 * age))
+    (tmp_path / "other").write_bytes(b"x" * 10_000)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    prune(directory, 100_000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before and len(before) == 7
+    prune(directory, 3000)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.log", "new.log.1", "new.log.2", "other"]
+    logs["old"].write("r-40", b"again\n")
+    assert "again" in (tmp_path / "old.log").read_text(), "one that writes is not lost"
+    for log in logs.values():
+        log.close()
 
 
 @pytest.mark.unit

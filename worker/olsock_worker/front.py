@@ -28,7 +28,7 @@ from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
-from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.logs import FunctionLog, WorkerLog, prune
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
 from olsock_worker.registry import Changes, Deployment, Registry
@@ -269,6 +269,7 @@ class Front:
             if path not in current:
                 await loop.run_in_executor(None, self._registry.forget, path)
         await loop.run_in_executor(None, self._locks.keep, self._registry.names | self._catalog.keys)
+        await loop.run_in_executor(None, prune, self._logs, int(self._settings.logs_bytes))
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 

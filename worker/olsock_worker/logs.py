@@ -17,6 +17,7 @@ from typing import Protocol
 import msgspec
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\\]")
+_LOG = re.compile(r"\.log(\.\d+)?$")
 _LINE = 16 * 1024  # a longer line is cut into pieces, each with its own prefix
 _HELD = 64 * 1024  # bytes that wait at most to be written
 _TOLD = 256  # bytes that what the worker says is taken for
@@ -133,6 +134,8 @@ class FunctionLog:
     def _append(self, data: bytes) -> None:
         """Write whole lines, into one file where they fit into one."""
         try:
+            if self._fd >= 0 and not os.fstat(self._fd).st_nlink:
+                self._let_go()  # it was removed to make room
             if self._fd < 0:
                 self._open()
             for part in _parts(data, self._limit):
@@ -178,6 +181,24 @@ def _parts(data: bytes, limit: int) -> Iterator[bytes]:
         start = end
     if start < len(data):
         yield data[start:] if start else data
+
+
+def prune(directory_fd: int, most: int) -> None:
+    """Remove the logs that were written to longest ago, as far as all together are larger than `most` bytes."""
+    found: list[tuple[float, int, str]] = []
+    with os.scandir(directory_fd) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # it was rotated away
+                if _LOG.search(entry.name) and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((status.st_mtime, status.st_size, entry.name))
+    total = sum(size for _, size, _ in found)
+    for _, size, name in sorted(found):
+        if total <= most:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory_fd)
+        total -= size
 
 
 def escape(text: str) -> str:

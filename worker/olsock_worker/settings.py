@@ -113,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     store_bytes: Size = "10G"  # archives of all functions that are deployed over the control API
     log_bytes: Size = "4M"
     log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    logs_bytes: Size = "1G"  # logs of all functions
     access_log: bool = False
     metrics_functions: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100  # with rows of their own in /metrics
     http: Http = Http()
@@ -156,6 +157,7 @@ def _with_bytes(settings: Settings) -> Settings:
                 "zygote_memory",
                 "code",
                 "log_bytes",
+                "logs_bytes",
                 "store_bytes",
                 "package_bytes",
                 "tree_memory",
