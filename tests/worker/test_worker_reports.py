@@ -139,6 +139,7 @@ def test_times_are_those_of_the_call(worker: WorkerProcess) -> None:
     assert again["init"] is None and again["start"] in ("warm", "thawed")
 
 
+@pytest.mark.cgroup
 def test_memory_is_what_was_used(worker: WorkerProcess) -> None:
     """At most, by the instance up to then: it does not fall, as with AWS; and it is no other instance's."""
     used = [int(told(worker, "allocates", worker.call("allocates", mb)).report["used"]) for mb in (1, 60, 90, 1)]
