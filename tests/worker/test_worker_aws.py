@@ -252,7 +252,7 @@ def test_a_dry_run_calls_nobody(worker: WorkerProcess, aws: Any) -> None:
     assert aws.invoke(FunctionName="dry", InvocationType="DryRun")["StatusCode"] == 204
     assert worker.function_log("dry") == ""
     refused("ResourceNotFoundException", aws.invoke, FunctionName="dry", InvocationType="DryRun", Qualifier="9")
-    refused("InvalidParameterValueException", aws.invoke, "Event", FunctionName="dry", InvocationType="Event")
+    refused("InvalidParameterValueException", aws.invoke, "Other", FunctionName="dry", InvocationType="Other")
     refused("InvalidRequestContentException", aws.invoke, FunctionName="dry", Payload=b"{no json")
     refused("InvalidRequestContentException", aws.invoke, "ClientContext", FunctionName="dry", ClientContext="?")
     aws.delete_function(FunctionName="dry")

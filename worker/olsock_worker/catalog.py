@@ -1,12 +1,14 @@
 """What the function store has, as the front serves it: LATEST versions always, published ones once they are called.
 
 Each version that is served is a function of its own under a key: its name, and for a published one `:` and the number. What is
-asked for with every call (aliases, reservations, which versions there are) is kept in memory as it is in the store.
+asked for with every call (aliases, reservations, rules for events, which versions there are) is kept in memory as the store has
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from olsock_worker import configurations
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import Deployment
-from olsock_worker.store.records import LATEST, Absent, Alias, Version
+from olsock_worker.store.records import LATEST, Absent, Alias, EventInvoke, Version
 
 if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
@@ -64,6 +66,7 @@ class Catalog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
+        self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     # -- the store ----------------------------------------------------------------------------------------------------
@@ -103,6 +106,17 @@ class Catalog:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
         self._fleet.concurrency.reserve(name, reserved)
+        rules = await self.ask(self._rules, name)
+        for key in [each for each in self._event_invokes if each[0] == name]:
+            del self._event_invokes[key]
+        self._event_invokes |= {(name, each.qualifier): each for each in rules}
+
+    def _rules(self, name: str) -> list[EventInvoke]:
+        found: list[EventInvoke] = []
+        with contextlib.suppress(Absent):
+            while page := self._store.event_invokes.list(name, found[-1].qualifier if found else "", _PAGE):
+                found += page
+        return found
 
     def _read(self, name: str) -> tuple[list[Alias], int | None]:
         found: list[Alias] = []
@@ -196,6 +210,14 @@ class Catalog:
     def throttled(self, name: str) -> str:
         """Say why no further call of a function is taken now, in AWS's words; "" if one is."""
         return self._fleet.concurrency.over(name)
+
+    def off(self, name: str) -> bool:
+        """Say whether no call of a function may run at all."""
+        return self._fleet.concurrency.off(name)
+
+    def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
+        """Return the rules for events that are set for a version or an alias."""
+        return self._event_invokes.get((name, qualifier))
 
     async def function(self, name: str, number: str) -> Function:
         """Return a version, served. Raises `Absent` and `NotReady`."""

@@ -10,13 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from olsock_worker.packing import PackingError
+
 _REMOTE = re.compile(r"(?:https?|ssh|git|file)://[^#\s]+|git\+[a-z]+://[^#\s]+|[\w.-]+@[\w.-]+:[^#\s]+")
 _PARTS = re.compile(r"(?P<url>[^#]+)(?:#(?P<ref>[\w./-]*)(?::(?P<folder>[^:]*))?)?")
 _SECONDS = 600
 
 
-class CheckoutError(Exception):
-    """It cannot be had; the message says why."""
+class CheckoutError(PackingError):
+    """A repository cannot be had; the message says why."""
 
 
 def is_remote(text: str) -> bool:

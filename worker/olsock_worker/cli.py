@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from olsock_worker.cli_dead_letters import dead_letters
 from olsock_worker.cli_fn import fn
 from olsock_worker.cli_logs import logs
 from olsock_worker.settings import STATE, SettingsError, load
@@ -115,6 +116,9 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
       body = "6M"              largest request; reply = "6M"; bodies = "256M" held at one time
       header_bytes = 32768     header_count = 100, header_timeout = 10.0, body_timeout = 60.0,
                                write_timeout = 60.0, idle_timeout = 75.0, connections = 1024, pipeline = 64
+    \b
+      [events]                 asynchronous invocations
+      payload = "256K"         count = 1000000, bytes = "1G", retries = 2, age = 21600.0, running = 256
     """
     from olsock_worker import worker
 
@@ -190,6 +194,7 @@ def tree(state: str, svg: str | None) -> None:
 
 fn.add_command(logs)
 main.add_command(fn)
+fn.add_command(dead_letters)
 
 
 @main.command()

@@ -51,6 +51,10 @@ class Concurrency:
             return OVER_RESERVED if self._calls.get(name, 0) >= reserved else ""
         return OVER_ALL if self._shared >= self.unreserved else ""
 
+    def off(self, name: str) -> bool:
+        """Say whether a function may have no call at all."""
+        return self._reserved.get(name) == 0
+
     def begin(self, name: str) -> str:
         """Count a call; say whether there was room for it, as `over` does."""
         calls = self._calls.get(name, 0)

@@ -25,6 +25,9 @@ from olsock_worker.bytecodes import Bytecodes
 from olsock_worker.catalog import Catalog
 from olsock_worker.deployer import Deployer
 from olsock_worker.edge import Edge
+from olsock_worker.events.dispatcher import Dispatcher
+from olsock_worker.events.sqlite import SqliteQueue
+from olsock_worker.events.targets import Targets
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
@@ -83,9 +86,12 @@ class Front:
             *(self._deploy, self._remove, self._on_failure),
         )
         uploads = Uploads(self._broker, code, settings)
+        self._targets = Targets(self._catalog, self._fleet, self._deployer, self._routes.failures)
+        self._events = Dispatcher(SqliteQueue(store_fd, settings.events), self._targets, settings, self._log)
+        self._routes.events = self._events.figures
         self._routes.control = Control(
             *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(Access(settings.credentials, listener.getsockname()[0]), self._log),
+            *(Access(settings.credentials, listener.getsockname()[0]), self._log, self._events),
         )
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
@@ -102,6 +108,7 @@ class Front:
         await self._look()
         self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=_BACKLOG)
         self._local_server = await loop.create_unix_server(self._local_edge.protocol, sock=self._local)
+        self._events.start()
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -134,6 +141,7 @@ class Front:
         finally:
             os.close(fd)
         self._apply(changes)
+        self._targets.known = True
         await self._collect()
 
     async def _open_registry(self) -> int:
@@ -178,6 +186,8 @@ class Front:
             self._broker.request(Remove(id=self._broker.number(), name=name), _ignore)
             self._retire(function.deployment)
             function.close()
+        if ":" not in name:
+            self._events.end(name)
 
     def _deploy(self, deployment: Deployment) -> None:
         """Go over to a version that is new, as soon as what it requires is there."""
@@ -295,6 +305,7 @@ class Front:
     async def _drain(self) -> None:
         """Accept no more, answer what came, give up after the grace."""
         self._log("info", "draining", running=self._fleet.running)
+        self._events.stop()
         self._edge.drain()
         self._local_edge.drain()
         await asyncio.sleep(0.05)  # connections that the kernel has accepted for us are taken over meanwhile
@@ -313,6 +324,7 @@ class Front:
         for function in self._fleet.functions.values():
             function.log.close()
         self._log("info", "drained", cut=self._edge.busy)
+        await self._events.close()
         await loop.run_in_executor(None, self._catalog.close)
 
 

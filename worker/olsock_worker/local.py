@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 from olsock_worker.state import SOCKET
 
 _V15 = "/2015-03-31/functions"
+_LETTERS = "/dead-letters"
 
 
 class LocalError(Exception):
@@ -89,6 +90,31 @@ class Local:
             f"?{urlencode({'Qualifier': qualifier})}" if qualifier else ""
         )
         return self.exchange("POST", path, event, {"x-amz-log-type": "Tail"} if tail else {})
+
+    def send(self, name: str, event: bytes, qualifier: str | None) -> str:
+        """Have a function called later; return the id of the request."""
+        path = f"{_V15}/{quote(name, safe='')}/invocations" + (
+            f"?{urlencode({'Qualifier': qualifier})}" if qualifier else ""
+        )
+        headers, _ = self.exchange("POST", path, event, {"x-amz-invocation-type": "Event"})
+        return str(headers["x-amzn-requestid"])
+
+    def dead_letters(self, name: str | None) -> Iterator[Any]:
+        """Yield dead letters, those of one function or all, page by page."""
+        marker = None
+        while True:
+            given = {key: value for key, value in (("FunctionName", name), ("Marker", marker)) if value}
+            _, data = self.exchange("GET", _LETTERS + (f"?{urlencode(given)}" if given else ""))
+            page = json.loads(data)
+            yield from page["DeadLetters"]
+            marker = page.get("NextMarker")
+            if not marker:
+                return
+
+    def dead_letter(self, method: str, identity: str, part: str = "") -> Any:
+        """Carry out an operation on one dead letter; return its answer."""
+        _, data = self.exchange(method, f"{_LETTERS}/{quote(identity, safe='')}{part}")
+        return json.loads(data) if data else None
 
 
 def _message(data: bytes) -> str:

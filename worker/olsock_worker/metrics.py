@@ -25,6 +25,7 @@ from olsock_worker.stats import FunctionStats, Histogram
 if TYPE_CHECKING:
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.edge import Edge
+    from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
 
 _VERSION = version("olsock")  # now: later this process may not read where it was installed
@@ -44,15 +45,16 @@ class Metrics:
     def __init__(self, fleet: Fleet, most: int) -> None:
         self._fleet, self._most = fleet, most
         self._edge: Edge | None = None
+        self._events: Figures
         self._refused: dict[str, int] = {}
         self._zygotes: dict[str, ZygoteState] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def page(self, edge: Edge, refused: dict[str, int], zygotes: dict[str, ZygoteState]) -> bytes:
+    def page(self, edge: Edge, refused: dict[str, int], zygotes: dict[str, ZygoteState], events: Figures) -> bytes:
         """Return the page as it is now."""
-        self._edge, self._refused, self._zygotes = edge, refused, zygotes
+        self._edge, self._refused, self._zygotes, self._events = edge, refused, zygotes, events
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -65,6 +67,7 @@ class Metrics:
         yield _counter("olsock_evictions", "What had to go for want of room.", "kind", self._fleet.evicted)
         yield _counter("olsock_rejections", "Requests that reached no function.", "code", self._refused)
         yield from self._of_zygotes()
+        yield from self._events.collect()
         yield GaugeMetricFamily("olsock_connections", "Connections that are open.", len(self._edge))
         yield GaugeMetricFamily("olsock_draining", "Whether the worker is about to end.", int(self._edge.draining))
         yield InfoMetricFamily("olsock_build", "The version that runs.", {"version": _VERSION})

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from olsock_worker.calls import Call
     from olsock_worker.deployer import Deployer
     from olsock_worker.edge import Edge
+    from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
     from olsock_worker.locks import Locks
     from olsock_worker.logs import WorkerLog
@@ -53,6 +54,7 @@ class Routes:
         self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self.control: Control  # of the API
+        self.events: Figures  # of asynchronous invocations
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -75,7 +77,9 @@ class Routes:
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
             elif path == b"/metrics":
-                self._text(call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes))
+                self._text(
+                    call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes, self.events)
+                )
             elif self.control.takes(path):
                 self.control.handle(call, path, query, local)
             else:
@@ -218,6 +222,7 @@ class Routes:
             "instances": self._fleet.states(),
             "memory": self._measures.summary(self._fleet.instances),
             "zygotes": self._zygotes(),
+            "events": self.events.summary(),
             "evicted": dict(self._fleet.evicted),
             "refused": dict(sorted(self._refused.items())),
             "connections": len(self.edge),

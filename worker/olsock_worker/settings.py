@@ -73,6 +73,25 @@ class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     invocation_log: bool = True  # START, END and REPORT of each call in the function's log
 
 
+class Events(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The queue of asynchronous invocations, and when it tries again."""
+
+    payload: Size = "256K"  # of one event
+    count: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 1_000_000  # that may wait
+    bytes: Size = "1G"  # that these may take
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5  # of both, that one function may have
+    running: Count = 256  # at one time; a function always has one
+    function_running: Count = 32  # of one function
+    retries: Annotated[int, msgspec.Meta(ge=0, le=2)] = 2  # after errors of the function
+    age: Annotated[float, msgspec.Meta(gt=0, le=21_600)] = 21_600.0
+    retry_delay: Seconds = 60.0  # before the first retry; twice that before the second
+    backoff: Seconds = 1.0  # after a throttled call or a fault of the worker, doubled for each further one
+    backoff_most: Seconds = 300.0
+    dead_letters: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 10_000  # that are kept
+    dead_letter_bytes: Size = "256M"
+    dead_letter_age: Annotated[float, msgspec.Meta(gt=0, le=315_360_000)] = 1_209_600.0
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything `olsock-worker up` can be told, by file or by option."""
 
@@ -119,6 +138,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     http: Http = Http()
     function: FunctionDefaults = FunctionDefaults()
     credentials: Credentials = Credentials()
+    events: Events = Events()
 
 
 def load(path: str | None, overrides: dict[str, object]) -> Settings:
@@ -149,6 +169,7 @@ def _with_bytes(settings: Settings) -> Settings:
         settings,
         http=_sizes(http, "http.", ("body", "upload", "bodies", "reply", "stream", "websocket_message")),
         function=_sizes(function, "function.", ("memory", "memory_per_cpu", "tmpfs_size")),
+        events=_sizes(settings.events, "events.", ("payload", "bytes", "dead_letter_bytes")),
         **{
             name: parse_size(getattr(settings, name), name)
             for name in (

@@ -1,4 +1,4 @@
-"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry is here as well."""
+"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry and dead letters are here as well."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
+from olsock_worker.aws.dead_letters import DeadLetters
 from olsock_worker.aws.errors import ApiError, absent
+from olsock_worker.aws.event_invokes import EventInvokes
 from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
 from olsock_worker.aws.messages import Answer, Request
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
     from olsock_worker.calls import Call
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
+    from olsock_worker.events.dispatcher import Dispatcher
     from olsock_worker.fleet import Fleet
     from olsock_worker.logs import WorkerLog
     from olsock_worker.registry import Registry
     from olsock_worker.uploads import Uploads
 
-_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry)(?:/|$)")
+_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry|dead-letters)(?:/|$)")
 _FIELDS = 64  # of a query
 _STORE = {
     Absent: "ResourceNotFoundException",
@@ -50,14 +53,17 @@ class Control:
         registry: Registry,
         access: Access,
         log: WorkerLog,
+        events: Dispatcher,
     ) -> None:
         functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
-        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
+        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet, events)
+        event_invokes, dead_letters = EventInvokes(catalog), DeadLetters(events)
         openlambda = OpenLambda(catalog, functions, fleet)
         self._access, self._log = access, log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
         concurrency = f"functions{one}/concurrency"
+        rules = f"/2019-09-25/functions{one}/event-invoke-config"
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
             ("POST", f"{v15}{one}/invocations", invocations.invoke),
@@ -78,10 +84,19 @@ class Control:
             ("PUT", f"/2017-10-31/{concurrency}", functions.put_concurrency),
             ("DELETE", f"/2017-10-31/{concurrency}", functions.delete_concurrency),
             ("GET", f"/2019-09-30/{concurrency}", functions.get_concurrency),
+            ("PUT", rules, event_invokes.put),
+            ("POST", rules, event_invokes.update),
+            ("GET", rules, event_invokes.get),
+            ("DELETE", rules, event_invokes.delete),
+            ("GET", f"{rules}/list", event_invokes.list),
             ("POST", f"/2017-03-31/tags{one}", functions.tag),
             ("DELETE", f"/2017-03-31/tags{one}", functions.untag),
             ("GET", f"/2017-03-31/tags{one}", functions.list_tags),
             ("GET", "/2016-08-19/account-settings/?", functions.account),
+            ("GET", "/dead-letters/?", dead_letters.list),
+            ("GET", f"/dead-letters{one}", dead_letters.show),
+            ("DELETE", f"/dead-letters{one}", dead_letters.delete),
+            ("POST", f"/dead-letters{one}/retry", dead_letters.retry),
             ("GET", "/registry/?", openlambda.list),
             ("POST", f"/registry{one}", openlambda.upload),
             ("DELETE", f"/registry{one}", openlambda.delete),

@@ -18,6 +18,7 @@ from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.calls import Call, Failure, Told
 from olsock_worker.catalog import NotReady
 from olsock_worker.concurrency import OVER_ALL
+from olsock_worker.events.backlog import QueueFull
 from olsock_worker.instances import ASGI, WSGI
 from olsock_worker.logs import Tail
 from olsock_worker.responses import JSON
@@ -26,6 +27,7 @@ from olsock_worker.store.records import LATEST
 if TYPE_CHECKING:
     from olsock_worker.calls import Client
     from olsock_worker.catalog import Catalog
+    from olsock_worker.events.dispatcher import Dispatcher
     from olsock_worker.fleet import Fleet
     from olsock_worker.functions import Function
     from olsock_worker.heads import Head
@@ -51,8 +53,8 @@ _IMPORTS = {"ImportError", "ModuleNotFoundError"}
 class Invocations:
     """Calls functions of the store, and of the registry directory as well."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet) -> None:
-        self._catalog, self._fleet = catalog, fleet
+    def __init__(self, catalog: Catalog, fleet: Fleet, events: Dispatcher) -> None:
+        self._catalog, self._fleet, self._events = catalog, fleet, events
 
     async def invoke(self, request: Request) -> Answer | None:
         """Invoke. The answer comes from the function, or from what has kept it from answering."""
@@ -74,19 +76,41 @@ class Invocations:
     async def _invoke(self, request: Request, name: str, qualifier: str | None) -> Answer | None:
         headers = request.call.headers
         kind = headers.get("x-amz-invocation-type", "RequestResponse")
-        if kind not in ("RequestResponse", "DryRun"):
-            raise invalid(f"InvocationType {kind[:50]!r}: RequestResponse and DryRun are supported")
+        if kind not in ("RequestResponse", "Event", "DryRun"):
+            raise invalid(f"InvocationType {kind[:50]!r}: expected RequestResponse, Event or DryRun")
         if headers.get("x-amz-log-type", "None") not in ("None", "Tail"):
             raise invalid("LogType: expected None or Tail")
         context = _context(headers.get("x-amz-client-context", ""))
         number = self._number(name, qualifier)
         if kind == "DryRun":
             return Answer(204)
+        told = Told(context, names.arn(name, qualifier), headers.get("x-amzn-trace-id"))
+        if kind == "Event":
+            return await self._accept(request, name, qualifier, told)
         function = await self._function(name, number)
         tail = headers.get("x-amz-log-type") == "Tail"
         invocation = Invocation(request, function, number, tail)
-        invocation.run(Told(context, names.arn(name, qualifier), headers.get("x-amzn-trace-id")))
+        invocation.run(told)
         return None
+
+    async def _accept(self, request: Request, name: str, qualifier: str | None, told: Told) -> Answer:
+        """Answer for an event once it is safe on the disk."""
+        payload, most = request.call.body or b"{}", int(self._fleet.settings.events.payload)
+        if len(payload) > most:
+            raise ApiError(
+                "RequestTooLargeException",
+                f"{len(payload)} byte payload is too large for the Event invocation type (limit {most} bytes)",
+            )
+        try:
+            msgspec.json.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise ApiError("InvalidRequestContentException", "Could not parse request body into json") from None
+        target = name if qualifier is None else f"{name}:{qualifier}"
+        try:
+            await self._events.add(target, request.call.id, payload, msgspec.json.encode(told))
+        except QueueFull as error:
+            raise ApiError("TooManyRequestsException", str(error)) from None
+        return Answer(202)
 
     def _number(self, name: str, qualifier: str | None) -> str:
         if name not in self._catalog and name in self._fleet.functions and qualifier in (None, LATEST):

@@ -5,7 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from olsock_worker.store.records import Alias, Code, Configuration, Usage, Version
+from olsock_worker.store.records import Alias, Code, Configuration, EventInvoke, Usage, Version
+
+
+class EventInvokeStore(Protocol):
+    """Rules for events, at most one for each version and alias, with which they go. As `FunctionStore` in all else."""
+
+    def put(self, rules: EventInvoke) -> None:
+        """Set the rules of a version or an alias that exists."""
+
+    def get(self, name: str, qualifier: str) -> EventInvoke:
+        """Return the rules of one."""
+
+    def delete(self, name: str, qualifier: str) -> None:
+        """Remove the rules of one."""
+
+    def list(self, name: str, after: str, most: int) -> list[EventInvoke]:
+        """Return the rules of a function, by qualifier."""
 
 
 class FunctionStore(Protocol):
@@ -15,6 +31,10 @@ class FunctionStore(Protocol):
     what there is not, `Conflict` for what would clash, and `Stale` if a revision is given that is not the present one.
     Lists are in a fixed order and go on after the key given, "" for the beginning. To be used by one thread at a time.
     """
+
+    @property
+    def event_invokes(self) -> EventInvokeStore:
+        """Rules for events."""
 
     def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
         """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""
