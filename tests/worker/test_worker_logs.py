@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -246,6 +246,93 @@ def test_the_reader_may_leave(worker: WorkerProcess) -> None:
         timeout=60,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr and done.stdout.count("\n") == 1
+
+
+# -- over the network -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.unit
+def test_a_position_is_good_for_another_reader(directory: int, tmp_path: Path) -> None:
+    """Each line once, whatever was rotated between two of them; and where its file has gone, that is told."""
+    log = FunctionLog(directory, "f", 400, 5)
+    seen: list[str] = []
+    position = ""
+    for number in range(60):
+        log.write(f"r-{number}", b"x\n")
+        if number % 7:
+            continue
+        reader = LogReader(directory, "f")
+        if position:
+            reader.seek(position)
+        seen += [line.split(" ")[1] for line in reader.read()]
+        assert not reader.missed
+        position = reader.position
+        reader.close()
+    assert seen == [f"r-{number}" for number in range(57)]
+    for number in range(100):
+        log.write(f"s-{number}", b"x\n")
+    reader = LogReader(directory, "f")
+    reader.seek(position)
+    left = [line.split(" ")[1] for line in reader.read()]
+    assert reader.missed and left[-1] == "s-99" and not set(left) & set(seen)
+    reader.close()
+    log.close()
+
+
+def remote(worker: WorkerProcess, *argv: str, token: str, status: int = 0) -> str:
+    """Run a command of `fn` as somebody who has a token, and no state directory."""
+    done = subprocess.run(
+        [sys.executable, "-m", "olsock_worker", "fn", *argv, "--url", f"http://127.0.0.1:{worker.port}"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OLSOCK_WORKER_TOKEN": token, "OLSOCK_WORKER_STATE": "/nonexistent"},
+    )
+    assert done.returncode == status and "Traceback" not in done.stderr, done
+    return done.stderr if status else done.stdout
+
+
+@pytest.mark.system
+def test_a_log_is_told_to_who_has_a_token(fresh: Callable[..., WorkerProcess]) -> None:
+    token = "a-token-of-sixteen-characters"
+    config = f'registry_check = 0.2\nlog_bytes = "4K"\nlog_files = 100\n[credentials]\ntoken = "{token}"\n'
+    worker = fresh({"says": (SAYS, ""), "silent": (SAYS, "")}, config)
+    for number in range(100):
+        worker.call("says", number)
+    told = remote(worker, "logs", "says", token=token)
+    assert told.count("REPORT") == 100 and told == worker.function_log_files("says")
+    assert remote(worker, "logs", "silent", token=token) == ""
+    assert "absent has no log" in remote(worker, "logs", "absent", token=token, status=1)
+    for wrong, word in (("", "Authorization"), ("not-the-token-of-it", "token")):
+        assert word in remote(worker, "logs", "says", token=wrong, status=1)
+    assert json.loads(remote(worker, "invoke", "says", "7", token=token)) == 7
+    for path in ("/logs/says", "/logs/says?After=1-2-3"):
+        assert worker.request(path, method="GET").status == 403
+    good = {"authorization": f"Bearer {token}"}
+    for path, status in (
+        *(("/logs/says", 200), ("/logs/says?After=1-2-3", 200), ("/logs/says?After=x", 400)),
+        *(("/logs/..%2Fsays", 400), ("/logs/absent", 404), ("/logs/%2e%2e", 404)),
+    ):
+        assert worker.request(path, method="GET", headers=good).status == status, path
+    assert worker.request("/logs/says?After=1-2-3", method="GET", headers=good).json["Missed"] is True
+
+
+@pytest.mark.unit
+def test_an_address_that_is_none_is_said() -> None:
+    for url, word in (
+        ("nonsense", "expected an address"),
+        ("http://127.0.0.1:1", "refused"),
+        ("http://a:b", "expected"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "olsock_worker", "fn", "logs", "f", "--url", url],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1 and word in done.stderr and "Traceback" not in done.stderr, done
 
 
 @pytest.fixture(scope="module")

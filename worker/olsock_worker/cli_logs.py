@@ -1,4 +1,4 @@
-"""`olsock-worker fn logs`: what a function has printed and how its calls went, from the log files of a worker."""
+"""`olsock-worker fn logs`: what a function has printed and how its calls went, from a worker's files or from the worker."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 import click
 import msgspec
 
+from olsock_worker.commands import remote, url_option
+from olsock_worker.local import Local, LocalError
+from olsock_worker.logs import escape
 from olsock_worker.records import LogReader, Record, parse, shown
 from olsock_worker.settings import STATE
 
@@ -21,6 +24,27 @@ _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _LOOK = 0.1  # seconds between looks at a log that is followed
 _SHOWN = 20  # names of logs that there are
+
+
+class _RemoteLog:
+    """Does what a `LogReader` does, over the network."""
+
+    def __init__(self, worker: Local, name: str) -> None:
+        self._worker, self._name, self._next = worker, name, ""
+        self.missed = False
+
+    def read(self) -> Iterator[str]:
+        """Yield the lines that have come since the last time, oldest first."""
+        while True:
+            page = self._worker.log(self._name, self._next)
+            self.missed = self.missed or page["Missed"]
+            self._next = page["Next"]
+            if not page["Lines"]:
+                return
+            yield from page["Lines"]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _since(_context: click.Context, _option: click.Parameter, value: str | None) -> str:
@@ -46,6 +70,7 @@ def _since(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option("--request", metavar="ID", help="Of one request.")
 @click.option("--instance", type=int, metavar="N", help="Of one instance.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, with the text as it was printed.")
+@url_option
 @click.option(
     "--state",
     metavar="DIR",
@@ -54,15 +79,24 @@ def _since(_context: click.Context, _option: click.Parameter, value: str | None)
     envvar="OLSOCK_WORKER_STATE",
     help="State directory of the worker, which need not run.",
 )
+@click.pass_context
 def logs(
-    name: str, follow: bool, since: str, request: str | None, instance: int | None, as_json: bool, state: str
+    context: click.Context,
+    name: str,
+    follow: bool,
+    since: str,
+    request: str | None,
+    instance: int | None,
+    as_json: bool,
+    state: str,
 ) -> None:
     """Print the log of the function NAME, or NAME:VERSION.
 
     Each line has a time, the id of the request, and who has said it: out/N is the function, in instance N, and platform/N
     the worker. Nothing that a function prints can be a line of the worker's.
     """
-    reader = _open(state, name, follow)
+    worker = remote(context)
+    reader = _open(state, name, follow) if worker is None else _RemoteLog(worker, name)
 
     def wanted(record: Record) -> bool:
         return (
@@ -87,10 +121,14 @@ def logs(
             if not follow:
                 return
             time.sleep(_LOOK)
+    except LocalError as error:
+        raise click.ClickException(escape(str(error))) from None
     except KeyboardInterrupt:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise click.ClickException(f"the worker: {error.strerror or error}") from None
     finally:
         reader.close()
 
@@ -112,7 +150,9 @@ def _open(state: str, name: str, follow: bool) -> LogReader:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         names = sorted(_logs(fd))
     except PermissionError:
-        raise click.ClickException(f"{directory}: permission denied; the state directory is root's") from None
+        raise click.ClickException(
+            f"{directory}: permission denied; the state directory is root's, and --url is for others"
+        ) from None
     except FileNotFoundError:
         raise click.ClickException(f"{directory}: there is no such directory; --state names the worker's") from None
     except OSError as error:

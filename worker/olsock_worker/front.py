@@ -91,7 +91,7 @@ class Front:
         self._routes.events = self._events.figures
         self._routes.control = Control(
             *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(Access(settings.credentials, listener.getsockname()[0]), self._log, self._events),
+            *(Access(settings.credentials, listener.getsockname()[0]), self._log, self._events, logs_fd),
         )
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()

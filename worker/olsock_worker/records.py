@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator
 from typing import Literal
 
@@ -17,6 +18,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _READ = 65_536
 _LONGEST = 1 << 20  # bytes; a line of a function log is never so long
 _FILES = 102  # more than `log_files` allows
+_MARK = 256  # bytes
 _TRIES = 50  # to see all files between two rotations
 
 
@@ -58,6 +60,11 @@ class LogReader:
 
     def read(self) -> Iterator[str]:
         """Yield the lines that have come since the last time, oldest first."""
+        for lines in self.chunks():
+            yield from lines
+
+    def chunks(self) -> Iterator[list[str]]:
+        """Do so by chunks; after each, `position` is where to go on."""
         while True:
             yield from self._lines()
             newer = self._newer()
@@ -71,13 +78,36 @@ class LogReader:
                 yield from self._end()
                 self._fd = newer.pop()
 
+    @property
+    def position(self) -> str:
+        """Text for `seek`, in another reader."""
+        if self._fd < 0:
+            return ""
+        offset = os.lseek(self._fd, 0, os.SEEK_CUR) - len(self._rest)
+        return f"{os.fstat(self._fd).st_ino}-{_mark(self._fd) if offset else 0}-{offset}"
+
+    def seek(self, position: str) -> None:
+        """Go on where another reader was. If that file is gone, `missed` says so, and the oldest is next."""
+        inode, mark, offset = map(int, position.split("-"))
+        for number in range(_FILES):
+            fd = self._open(f"{self._name}.{number}" if number else self._name)
+            if fd < 0:
+                continue
+            status = os.fstat(fd)
+            if status.st_ino == inode and status.st_size >= offset and (not offset or _mark(fd) == mark):
+                os.lseek(fd, offset, os.SEEK_SET)
+                self._fd = fd
+                return
+            os.close(fd)
+        self.missed = True
+
     def close(self) -> None:
         """Let go of the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self) -> Iterator[list[str]]:
         while self._fd >= 0 and (data := os.read(self._fd, _READ)):
             data = self._rest + data
             end = data.rfind(b"\n") + 1
@@ -85,14 +115,14 @@ class LogReader:
             if len(self._rest) > _LONGEST:
                 end, self._rest = len(data), b""
             if end:
-                yield from data[:end].decode("utf-8", "replace").removesuffix("\n").split("\n")
+                yield data[:end].decode("utf-8", "replace").removesuffix("\n").split("\n")
 
-    def _end(self) -> Iterator[str]:
+    def _end(self) -> Iterator[list[str]]:
         """Be done with the file in hand."""
         self.close()
         if self._rest:
-            yield self._rest.decode("utf-8", "replace")
-            self._rest = b""
+            rest, self._rest = self._rest, b""
+            yield [rest.decode("utf-8", "replace")]
 
     def _newer(self) -> list[int]:
         """Open the files that are newer than the one in hand, newest first."""
@@ -143,6 +173,11 @@ class LogReader:
             return fd
         os.close(fd)
         return -1
+
+
+def _mark(fd: int) -> int:
+    """Tell a file from another that has its inode later: by its first line, which has a time and a request."""
+    return zlib.crc32(os.pread(fd, _MARK, 0).partition(b"\n")[0])
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
