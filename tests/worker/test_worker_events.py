@@ -71,7 +71,7 @@ def send(aws: Any, name: str, event: Any = None, **more: Any) -> str:
 
 def ran(worker: WorkerProcess, name: str, word: str = "ran") -> list[str]:
     """What a function has printed after a word."""
-    return re.findall(rf"^\S+ \S+ {word} (.*)$", worker.function_log(name), re.MULTILINE)
+    return re.findall(rf"^\S+ \S+ out/\d+ {word} (.*)$", worker.function_log(name), re.MULTILINE)
 
 
 def events(worker: WorkerProcess) -> Any:
@@ -319,7 +319,7 @@ def test_a_throttled_event_waits_for_its_turn(worker: WorkerProcess, aws: Any) -
     for number in range(5):
         send(aws, "one", {"s": 0.2, "n": number})
     quiet(worker)
-    said = re.findall(r"^\S+ \S+ (ran|done) ", worker.function_log("one"), re.MULTILINE)
+    said = re.findall(r"^\S+ \S+ out/\d+ (ran|done) ", worker.function_log("one"), re.MULTILINE)
     assert said == ["ran", "done"] * 5, "never two at one time, and none was given up for having been throttled"
     assert letters(worker, "one") == []
     aws.delete_function(FunctionName="one")
