@@ -58,7 +58,9 @@ def test_from_deploying_to_deleting(worker: WorkerProcess, source: Path) -> None
     (source / "event").write_text("3")
     assert json.loads(fn(worker, "invoke", "typed", f"@{source}/event")) == {"got": 3}
     logged = loaded(worker, "invoke", "typed", "--log")
-    assert logged == {"ExecutedVersion": "$LATEST", "Payload": {"got": {}}, "Log": "printed\n"}
+    start, printed, end, report = logged.pop("Log").splitlines()
+    assert (start[:6], printed, end[:4], report[:7]) == ("START ", "printed", "END ", "REPORT ")
+    assert logged == {"ExecutedVersion": "$LATEST", "Payload": {"got": {}}}
     fn(worker, "invoke", "typed", '{"raise": 1}', status=1)
     (source / "f.py").write_text("def f(event): return 2\n")
     assert loaded(worker, "deploy", str(source), "--publish", "--memory", "256")["Version"] == "1"

@@ -66,7 +66,6 @@ class Catalog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
-        self._reserved: dict[str, int] = {}
         self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -106,9 +105,7 @@ class Catalog:
         for key in [each for each in self._aliases if each[0] == name]:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
-        self._reserved.pop(name, None)
-        if reserved is not None:
-            self._reserved[name] = reserved
+        self._fleet.concurrency.reserve(name, reserved)
         rules = await self.ask(self._rules, name)
         for key in [each for each in self._event_invokes if each[0] == name]:
             del self._event_invokes[key]
@@ -210,19 +207,13 @@ class Catalog:
                 return number
         return alias.version
 
-    def throttled(self, name: str) -> bool:
-        """Say whether as many calls of a function run or wait as are reserved for it."""
-        reserved = self._reserved.get(name)
-        if reserved is None:
-            return False
-        functions = [self._fleet.functions.get(key_of(name, each)) for each in self._versions.get(name, ())]
-        waiting = sum(len(each.queue) for each in functions if each is not None)
-        running = sum(each.call is not None and each.function in functions for each in self._fleet.instances)
-        return waiting + running >= reserved
+    def throttled(self, name: str) -> str:
+        """Say why no further call of a function is taken now, in AWS's words; "" if one is."""
+        return self._fleet.concurrency.over(name)
 
     def off(self, name: str) -> bool:
         """Say whether no call of a function may run at all."""
-        return self._reserved.get(name) == 0
+        return self._fleet.concurrency.off(name)
 
     def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
         """Return the rules for events that are set for a version or an alias."""

@@ -12,13 +12,14 @@ from typing import Any, ParamSpec
 import click
 from click.shell_completion import CompletionItem
 
-from olsock_worker.local import Local, LocalError
+from olsock_worker.local import Local, LocalError, Remote
 from olsock_worker.logs import escape
 from olsock_worker.packing import PackingError
 from olsock_worker.settings import STATE
 from olsock_worker.state import running
 
 _PIPE_WIDTH = 240
+_URL = "olsock_worker.url"  # in what a command's context has of ours
 _Given = ParamSpec("_Given")
 
 
@@ -49,18 +50,51 @@ def _command(group: click.Group, work: Callable[_Given, None]) -> click.Command:
         default=STATE,
         show_default=True,
         envvar="OLSOCK_WORKER_STATE",
-        callback=lambda _context, _option, value: _worker(value),
+        callback=_found,
         help="State directory of the worker.",
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    return group.command(name=work.__name__.rstrip("_").replace("_", "-"))(state(as_json(run)))
+    return group.command(name=work.__name__.rstrip("_").replace("_", "-"))(state(url_option(as_json(run))))
+
+
+def _remember(context: click.Context, _parameter: click.Parameter, url: str | None) -> None:
+    context.meta[_URL] = url
+
+
+# Read before `--state`, in place of which it counts.
+url_option = click.option(
+    "--url",
+    metavar="URL",
+    envvar="OLSOCK_WORKER_URL",
+    is_eager=True,
+    expose_value=False,
+    callback=_remember,
+    help="Use the worker at this address instead, with the bearer token in OLSOCK_WORKER_TOKEN.",
+)
+
+
+def remote(context: click.Context) -> Remote | None:
+    """Return the worker that `--url` names, if there is one."""
+    url = context.meta.get(_URL)
+    if not url:
+        return None
+    try:
+        return Remote(url, os.environ.get("OLSOCK_WORKER_TOKEN", ""))
+    except LocalError as error:
+        raise click.ClickException(escape(str(error))) from None
+
+
+def _found(context: click.Context, _parameter: click.Parameter, state: str) -> Local:
+    return remote(context) or _worker(state)
 
 
 def _worker(state: str) -> Local:
     try:
         found = running(state)
     except PermissionError:
-        raise click.ClickException(f"{state}: permission denied; the state directory is root's") from None
+        raise click.ClickException(
+            f"{state}: permission denied; the state directory is root's, and --url is for others"
+        ) from None
     if found is None or not found.port:
         click.echo(f"no worker is running in {state}" if found is None else "the worker is starting", err=True)
         sys.exit(3)

@@ -31,7 +31,7 @@ from olsock_worker.events.targets import Targets
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
-from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.logs import FunctionLog, WorkerLog, prune
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
 from olsock_worker.registry import Changes, Deployment, Registry
@@ -44,6 +44,7 @@ from olsock_worker.uploads import Uploads
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
+_SOON = 0.02  # seconds that a line of a log waits for others
 _AGAIN = 0.1  # seconds after which the broker is told what it could not be told
 _LOST_BROKER, _BAD_STORE = 3, 4  # exit statuses
 
@@ -63,6 +64,7 @@ class Front:
         store_fd: int,
     ) -> None:
         self._settings = settings
+        self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._logs = logs_fd
         self._log = WorkerLog("front")
@@ -89,7 +91,7 @@ class Front:
         self._routes.events = self._events.figures
         self._routes.control = Control(
             *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(Access(settings.credentials, listener.getsockname()[0]), self._log, self._events),
+            *(Access(settings.credentials, listener.getsockname()[0]), self._log, self._events, logs_fd),
         )
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
@@ -98,7 +100,7 @@ class Front:
 
     async def run(self) -> None:
         """Serve until told to drain."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._broker.attach(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_drain)
@@ -208,7 +210,8 @@ class Front:
         self._routes.failures.pop(deployment.name, None)
         if function is None:
             settings = self._settings
-            log = FunctionLog(self._logs, deployment.name, int(settings.log_bytes), settings.log_files)
+            sizes = int(settings.log_bytes), settings.log_files
+            log = FunctionLog(self._logs, deployment.name, *sizes, partial(self._loop.call_later, _SOON))
             functions[deployment.name] = Function(deployment, self._fleet, log, self._log)
         else:
             self._retire(function.deployment)
@@ -277,6 +280,7 @@ class Front:
             if path not in current:
                 await loop.run_in_executor(None, self._registry.forget, path)
         await loop.run_in_executor(None, self._locks.keep, self._registry.names | self._catalog.keys)
+        await loop.run_in_executor(None, prune, self._logs, int(self._settings.logs_bytes))
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 
@@ -318,6 +322,8 @@ class Front:
             if not len(self._edge) and not len(self._local_edge) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
+        for function in self._fleet.functions.values():
+            function.log.close()
         self._log("info", "drained", cut=self._edge.busy)
         await self._events.close()
         await loop.run_in_executor(None, self._catalog.close)

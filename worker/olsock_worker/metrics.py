@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _VERSION = version("olsock")  # now: later this process may not read where it was installed
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_VERSION = version("olsock")  # read as long as we may read wherever this is installed
 OTHERS = "_other_"  # no function can be called that
 STAGES = ("total", "queue", "start", "run")
 # Powers of four of a microsecond, 64 us to 18 minutes: limits that a `Histogram` knows exactly.
@@ -98,6 +99,9 @@ def _of_functions(rows: Iterable[Row]) -> Iterator[Metric]:
         "olsock_invocations", "Requests by how they were answered.", labels=("function", "code")
     )
     starts = CounterMetricFamily("olsock_starts", "New instances by what they began from.", labels=("function", "kind"))
+    kinds = CounterMetricFamily(
+        "olsock_invocation_starts", "Requests by where their instance came from.", labels=("function", "kind")
+    )
     cold = CounterMetricFamily("olsock_cold_invocations", "Requests that waited for a start.", labels=("function",))
     depth = GaugeMetricFamily("olsock_queue_depth", "Requests that wait.", labels=("function",))
     memory = GaugeMetricFamily(
@@ -113,13 +117,15 @@ def _of_functions(rows: Iterable[Row]) -> Iterator[Metric]:
             calls.add_metric((name, str(status)), count)
         for kind, count in sorted(stats.starts.items()):
             starts.add_metric((name, kind), count)
+        for kind, count in sorted(stats.calls.items()):
+            kinds.add_metric((name, kind), count)
         cold.add_metric((name,), stats.cold)
         depth.add_metric((name,), waiting)
         memory.add_metric((name,), stats.memory)
         for stage in STAGES:
             histogram: Histogram = getattr(stats, stage)
             times.add_metric((name, stage), _buckets(histogram), histogram.total)
-    yield from (calls, starts, cold, depth, memory, times)
+    yield from (calls, starts, kinds, cold, depth, memory, times)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

@@ -104,9 +104,6 @@ class Routes:
                 call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
             )
             return
-        if self.control.throttled(name):
-            self._error(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
-            return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)
 
@@ -192,6 +189,11 @@ class Routes:
             shown["runtime"] = function.config.runtime
         if function.error:
             shown["error"] = function.error
+        if function.retries.failures:
+            shown["init"] = {
+                "failures": function.retries.failures,
+                "retry_s": round(function.retries.pause(monotonic()), 3),
+            }
         if function.config.zygote == "off":
             shown["zygote"] = "off"
         else:

@@ -61,13 +61,16 @@ class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     memory: Size = "128M"
     cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None = None
+    memory_per_cpu: Size = 0  # without `cpus`: a processor's worth of time for so much memory limit; 0: no limit
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
     tmpfs_size: Size = "64M"
     timeout: Seconds = 30.0
+    init_timeout: Seconds = 10.0  # for importing its module
     websocket_timeout: Seconds | None = None  # None: `timeout`
     concurrency: Count = 32
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
     zygote: Literal["auto", "wait", "off"] = "auto"
+    invocation_log: bool = True  # START, END and REPORT of each call in the function's log
 
 
 class Events(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -120,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     drain: Seconds = 30.0
     start_timeout: Seconds = 20.0
     instances: Count = 256
+    concurrent_executions: Count = 1000  # calls that run or wait, of all functions together
     memory_budget: Size = 0  # sum of the limits of live instances; 0: twice the host's memory
     memory_floor: Size = 0  # evict while less than this is available; 0: a sixteenth of the host's memory
     zygote_memory: Size = "1G"
@@ -128,6 +132,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     store_bytes: Size = "10G"  # archives of all functions that are deployed over the control API
     log_bytes: Size = "4M"
     log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    logs_bytes: Size = "1G"  # logs of all functions
     access_log: bool = False
     metrics_functions: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100  # with rows of their own in /metrics
     http: Http = Http()
@@ -163,7 +168,7 @@ def _with_bytes(settings: Settings) -> Settings:
     return msgspec.structs.replace(
         settings,
         http=_sizes(http, "http.", ("body", "upload", "bodies", "reply", "stream", "websocket_message")),
-        function=_sizes(function, "function.", ("memory", "tmpfs_size")),
+        function=_sizes(function, "function.", ("memory", "memory_per_cpu", "tmpfs_size")),
         events=_sizes(settings.events, "events.", ("payload", "bytes", "dead_letter_bytes")),
         **{
             name: parse_size(getattr(settings, name), name)
@@ -173,6 +178,7 @@ def _with_bytes(settings: Settings) -> Settings:
                 "zygote_memory",
                 "code",
                 "log_bytes",
+                "logs_bytes",
                 "store_bytes",
                 "package_bytes",
                 "tree_memory",

@@ -13,6 +13,7 @@ from olsock_worker.aws.errors import ApiError, absent
 from olsock_worker.aws.event_invokes import EventInvokes
 from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
+from olsock_worker.aws.logs import Logs
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
 from olsock_worker.aws.versions import Versions
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from olsock_worker.registry import Registry
     from olsock_worker.uploads import Uploads
 
-_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry|dead-letters)(?:/|$)")
+_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry|dead-letters|logs)(?:/|$)")
 _FIELDS = 64  # of a query
 _STORE = {
     Absent: "ResourceNotFoundException",
@@ -54,12 +55,12 @@ class Control:
         access: Access,
         log: WorkerLog,
         events: Dispatcher,
+        logs_fd: int,
     ) -> None:
         functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet, events)
         event_invokes, dead_letters = EventInvokes(catalog), DeadLetters(events)
         openlambda = OpenLambda(catalog, functions, fleet)
-        self.throttled = catalog.throttled
         self._access, self._log = access, log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
@@ -98,6 +99,7 @@ class Control:
             ("GET", f"/dead-letters{one}", dead_letters.show),
             ("DELETE", f"/dead-letters{one}", dead_letters.delete),
             ("POST", f"/dead-letters{one}/retry", dead_letters.retry),
+            ("GET", f"/logs{one}", Logs(logs_fd, fleet).read),
             ("GET", "/registry/?", openlambda.list),
             ("POST", f"/registry{one}", openlambda.upload),
             ("DELETE", f"/registry{one}", openlambda.delete),

@@ -17,6 +17,7 @@ from olsock_worker.aws.errors import ApiError, absent, invalid
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.calls import Call, Failure, Told
 from olsock_worker.catalog import NotReady
+from olsock_worker.concurrency import OVER_ALL
 from olsock_worker.events.backlog import QueueFull
 from olsock_worker.instances import ASGI, WSGI
 from olsock_worker.logs import Tail
@@ -34,14 +35,13 @@ if TYPE_CHECKING:
 
 _CONTEXT = 3583  # bytes of base64
 _ENTRY = re.compile(r"(?=^  File )", re.MULTILINE)
-_RESERVED = "ReservedFunctionConcurrentInvocationLimitExceeded"
-_FULL = "ConcurrentInvocationLimitExceeded"
 _REFUSED = {
     "malformed": ("InvalidRequestContentException", ""),
     "no_http_event": ("InvalidRequestContentException", ""),
-    "queue_full": ("TooManyRequestsException", _FULL),
-    "queue_timeout": ("TooManyRequestsException", _FULL),
-    "host_full": ("TooManyRequestsException", _FULL),
+    "throttled": ("TooManyRequestsException", ""),  # the failure has the reason
+    "queue_full": ("TooManyRequestsException", OVER_ALL),
+    "queue_timeout": ("TooManyRequestsException", OVER_ALL),
+    "host_full": ("TooManyRequestsException", OVER_ALL),
     "unknown_function": ("ResourceNotFoundException", ""),
     "headers_too_large": ("InvalidParameterValueException", ""),
     "start_failed": ("ServiceException", ""),
@@ -87,8 +87,6 @@ class Invocations:
         told = Told(context, names.arn(name, qualifier), headers.get("x-amzn-trace-id"))
         if kind == "Event":
             return await self._accept(request, name, qualifier, told)
-        if self._catalog.throttled(name):
-            raise ApiError("TooManyRequestsException", "Rate Exceeded.", Reason=_RESERVED)
         function = await self._function(name, number)
         tail = headers.get("x-amz-log-type") == "Tail"
         invocation = Invocation(request, function, number, tail)
@@ -218,6 +216,8 @@ def _refusal(failure: Failure) -> ApiError:
     kind, reason = _REFUSED[failure.kind]
     if failure.kind == "malformed":
         return ApiError(kind, "Could not parse request body into json")
+    if failure.kind == "throttled":
+        return ApiError(kind, "Rate Exceeded.", Reason=failure.name)
     return ApiError(kind, failure.message, **({"Reason": reason} if reason else {}))
 
 
@@ -240,7 +240,7 @@ def _explained(failure: Failure, request_id: str, function: Function) -> bytes:
     elif failure.kind == "serialize":
         kind, message = "Runtime.MarshalError", f"Unable to marshal response: {message}"
     elif failure.kind in ("timeout", "start_timeout"):
-        seconds = function.config.timeout if failure.kind == "timeout" else function.fleet.settings.start_timeout
+        seconds = function.config.timeout if failure.kind == "timeout" else function.config.init_timeout
         kind, message = "Sandbox.Timedout", f"RequestId: {request_id} Error: Task timed out after {seconds:.2f} seconds"
     elif failure.kind in ("crash", "oom"):
         kind, message = "Runtime.ExitError", f"RequestId: {request_id} Error: {message}"

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 _DOUBT = 0.25  # seconds in which it shows whether a process ended by itself, or because the broker did
 _MESSAGE, _TYPE = 4096, 256  # characters of an error in a dead letter
 _SYSTEM = frozenset(
-    ("queue_full", "queue_timeout", "host_full", "start_failed", "internal", "unknown_function", "overloaded")
+    (
+        *("throttled", "queue_full", "queue_timeout", "host_full"),
+        *("start_failed", "internal", "unknown_function", "overloaded"),
+    )
 )
 
 

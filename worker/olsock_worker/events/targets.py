@@ -48,8 +48,8 @@ class Targets:
         return self._catalog.off(name)
 
     def throttled(self, name: str) -> bool:
-        """Say whether as many calls of a function run or wait as are reserved for it."""
-        return self._catalog.throttled(name)
+        """Say whether as many calls run or wait as a function may have."""
+        return bool(self._catalog.throttled(name))
 
     def rules(self, name: str, qualifier: str) -> EventInvoke | None:
         """Return how often and for how long events are to be tried, if that is set for their function."""
