@@ -220,6 +220,7 @@ class Front:
         self._announce(deployment)
         self._bytecodes.want(deployment)
         self._catalog.ready(deployment.name)
+        self._events.ready(deployment.name.partition(":")[0])
 
     def _is_current(self, deployment: Deployment) -> bool:
         function = self._fleet.functions.get(deployment.name)
