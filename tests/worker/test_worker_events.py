@@ -71,7 +71,7 @@ def send(aws: Any, name: str, event: Any = None, **more: Any) -> str:
 
 def ran(worker: WorkerProcess, name: str, word: str = "ran") -> list[str]:
     """What a function has printed after a word."""
-    return re.findall(rf"^\S+ \S+ {word} (.*)$", worker.function_log(name), re.MULTILINE)
+    return re.findall(rf"^\S+ \S+ \S+ {word} (.*)$", worker.function_log(name), re.MULTILINE)
 
 
 def events(worker: WorkerProcess) -> Any:
@@ -260,7 +260,7 @@ def test_the_largest_payload(worker: WorkerProcess, aws: Any) -> None:
 
 
 def stamps(worker: WorkerProcess, name: str) -> list[float]:
-    found = re.findall(r"^(\S+)Z \S+ ran ", worker.function_log(name), re.MULTILINE)
+    found = re.findall(r"^(\S+)Z \S+ \S+ ran ", worker.function_log(name), re.MULTILINE)
     return [time.mktime(time.strptime(each[:19], "%Y-%m-%dT%H:%M:%S")) + float(each[19:]) for each in found]
 
 
@@ -319,7 +319,7 @@ def test_a_throttled_event_waits_for_its_turn(worker: WorkerProcess, aws: Any) -
     for number in range(5):
         send(aws, "one", {"s": 0.2, "n": number})
     quiet(worker)
-    said = re.findall(r"^\S+ \S+ (ran|done) ", worker.function_log("one"), re.MULTILINE)
+    said = re.findall(r"^\S+ \S+ \S+ (ran|done) ", worker.function_log("one"), re.MULTILINE)
     assert said == ["ran", "done"] * 5, "never two at one time, and none was given up for having been throttled"
     assert letters(worker, "one") == []
     aws.delete_function(FunctionName="one")

@@ -40,7 +40,7 @@ def send(worker: WorkerProcess, name: str, events: list[Any]) -> None:
 
 
 def ran(worker: WorkerProcess, name: str) -> list[str]:
-    return re.findall(r"^\S+ \S+ ran (.*)$", worker.function_log(name), re.MULTILINE)
+    return re.findall(r"^\S+ \S+ \S+ ran (.*)$", worker.function_log(name), re.MULTILINE)
 
 
 def events(worker: WorkerProcess) -> Any:

@@ -206,7 +206,10 @@ class Instance:
 
     def settle(self) -> None:
         """Tell of the end of a call, now that all it printed has been read."""
-        self.output.settle()
+        if self.call is None:
+            self.output.settle()
+        else:
+            self.output.fresh = False  # it has been read, or it would not be at work again
         self.reports.settle()
 
     def hurry(self) -> None:
