@@ -62,6 +62,8 @@ class Context:
         self.headers: Any = meta.get("headers") or {}
         if "trace" in meta:
             os.environ[TRACE] = meta["trace"]
+        elif TRACE in os.environ:
+            del os.environ[TRACE]  # of the request before
 
     @property
     def log_group_name(self) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from olsock_worker.heads import Head
     from olsock_worker.instances import Instance
     from olsock_worker.streams import Stream
+    from olsock_worker.visits import Visit
 
 # Unique over restarts without costing a system call a request: random once, then counted.
 _PREFIX = secrets.token_hex(6)
@@ -56,6 +57,7 @@ class Told(msgspec.Struct, frozen=True):
     client_context: dict[str, object] | None = None
     arn: str | None = None
     trace: str | None = None
+    visit: Visit | None = None  # of a function URL: the request is the client's own
 
 
 class Failure(msgspec.Struct, frozen=True):

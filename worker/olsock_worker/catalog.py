@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from olsock_worker import configurations
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import Deployment
-from olsock_worker.store.records import LATEST, Absent, Alias, Version
+from olsock_worker.store.records import LATEST, Absent, Alias, FunctionUrl, Version
 
 if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
@@ -65,6 +65,7 @@ class Catalog:
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
         self._reserved: dict[str, int] = {}
+        self._urls: dict[str, FunctionUrl] = {}
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     # -- the store ----------------------------------------------------------------------------------------------------
@@ -99,22 +100,25 @@ class Catalog:
 
     async def refresh(self, name: str) -> None:
         """Take over what the store has about a function beside its versions."""
-        aliases, reserved = await self.ask(self._read, name)
+        aliases, reserved, urls = await self.ask(self._read, name)
         for key in [each for each in self._aliases if each[0] == name]:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
         self._reserved.pop(name, None)
         if reserved is not None:
             self._reserved[name] = reserved
+        self._urls = {key: url for key, url in self._urls.items() if url.function != name} | {
+            url.id: url for url in urls
+        }
 
-    def _read(self, name: str) -> tuple[list[Alias], int | None]:
+    def _read(self, name: str) -> tuple[list[Alias], int | None, list[FunctionUrl]]:
         found: list[Alias] = []
         try:
             while page := self._store.aliases(name, None, found[-1].name if found else "", _PAGE):
                 found += page
-            return found, self._store.reserved(name)
+            return found, self._store.reserved(name), self._store.urls.all(name)
         except Absent:
-            return [], None
+            return [], None, []
 
     async def collect(self) -> None:
         """Remove code that no version refers to."""
@@ -195,6 +199,10 @@ class Catalog:
             if chance < 0:
                 return number
         return alias.version
+
+    def url(self, number: str) -> FunctionUrl | None:
+        """Return a function URL by its id."""
+        return self._urls.get(number)
 
     def throttled(self, name: str) -> bool:
         """Say whether as many calls of a function run or wait as are reserved for it."""

@@ -32,12 +32,12 @@ class EventMeta(msgspec.Struct):
     deadline_ms: int  # Unix time
 
 
-class _ToldMeta(EventMeta):
+class _ToldMeta(EventMeta, omit_defaults=True):
     """The same with what only calls of the control API have."""
 
-    client_context: dict[str, object] | None
-    arn: str | None
-    trace: str | None
+    client_context: dict[str, object] | None = None
+    arn: str | None = None
+    trace: str | None = None
 
 
 class WebMeta(msgspec.Struct, omit_defaults=True):
@@ -56,6 +56,7 @@ class WebMeta(msgspec.Struct, omit_defaults=True):
     client: tuple[str, int]
     type: str = ""  # "websocket": a handshake
     subprotocols: list[str] | None = None
+    root_path: str | None = None  # what it is mounted at for this request; None: at what its instance was told
 
 
 _encode = msgspec.json.Encoder().encode
@@ -63,10 +64,13 @@ _encode = msgspec.json.Encoder().encode
 
 def event(call: Call, deadline_ms: int) -> EventMeta:
     """Return what an event handler is told of a call."""
+    told = call.told
+    if told is not None and told.visit is not None:
+        told.visit.as_event(call)
     of_call = call.id, call.method, call.path, call.query, call.headers, deadline_ms
-    if call.told is None:
+    if told is None:
         return EventMeta(*of_call)
-    return _ToldMeta(*of_call, call.told.client_context, call.told.arn, call.told.trace)
+    return _ToldMeta(*of_call, told.client_context, told.arn, told.trace)
 
 
 def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
@@ -74,10 +78,13 @@ def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
 
     Raises `RefusedError`.
     """
-    if call.told is not None:
+    visit = call.told.visit if call.told is not None else None
+    if call.told is not None and visit is None:
         gateway.unfold(call)
     elif asgi and wishes(call):
         call.handshake = Handshake(call)
+        if visit is not None:
+            visit.step_aside(call)
     timeout = config.timeout if call.handshake is None else config.websocket_timeout
     client, server = cast("Client", call.connection).addresses()
     meta = WebMeta(
@@ -92,6 +99,7 @@ def request(call: Call, asgi: bool, config: FunctionConfig) -> list[bytes]:
         http_version=call.version,
         server=server,
         client=client,
+        root_path=None if visit is None else visit.mount,
     )
     if call.handshake is not None:
         meta.type, meta.subprotocols = "websocket", call.handshake.subprotocols

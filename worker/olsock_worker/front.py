@@ -17,6 +17,7 @@ import prctl
 import uvloop
 
 from olsock_worker import broker_protocol, privileges
+from olsock_worker.addresses import Addresses
 from olsock_worker.aws.access import Access
 from olsock_worker.aws.control import Control
 from olsock_worker.broker_client import BrokerClient, Reply
@@ -38,6 +39,7 @@ from olsock_worker.store.code import CodeStore
 from olsock_worker.store.records import StoreError
 from olsock_worker.store.sqlite import SqliteStore
 from olsock_worker.uploads import Uploads
+from olsock_worker.urls import Urls
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
@@ -81,10 +83,13 @@ class Front:
             *(self._deploy, self._remove, self._on_failure),
         )
         uploads = Uploads(self._broker, code, settings)
+        host, port = listener.getsockname()[:2]
+        access = Access(settings.credentials, host)
         self._routes.control = Control(
             *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(Access(settings.credentials, listener.getsockname()[0]), self._log),
+            *(access, Addresses(host, port, settings.url_base), self._log),
         )
+        self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
         self._server: asyncio.Server | None = None

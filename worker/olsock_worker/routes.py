@@ -17,6 +17,7 @@ from olsock_worker.functions import Function
 from olsock_worker.metrics import CONTENT_TYPE, Metrics
 from olsock_worker.ol_yaml import METHODS
 from olsock_worker.responses import JSON, Error
+from olsock_worker.urls import HOST, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from olsock_worker.locks import Locks
     from olsock_worker.logs import WorkerLog
     from olsock_worker.measures import Measures
+    from olsock_worker.urls import Urls
 
 _RUN = b"/run/"
 _ALWAYS = (
@@ -53,6 +55,7 @@ class Routes:
         self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self.control: Control  # of the API
+        self.urls: Urls
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -68,8 +71,12 @@ class Routes:
             path, _, query = call.target.partition(b"?")
             if b"://" in path[:10]:
                 path = b"/" + path.partition(b"://")[2].partition(b"/")[2]  # absolute form: RFC 9112, 3.2.2
-            if path.startswith(_RUN):
+            if HOST in call.headers.get("host", ""):
+                self.urls.at_host(call, path, query)
+            elif path.startswith(_RUN):
                 self._run(call, path, query)
+            elif path.startswith(PREFIX):
+                self.urls.at_path(call, path, query)
             elif path == b"/status":
                 self._status_page(call, query)
             elif path == b"/stats":
@@ -80,28 +87,28 @@ class Routes:
                 self.control.handle(call, path, query, local)
             else:
                 known = "/run/<function>, /status, /stats, /metrics and AWS Lambda's API"
-                self._error(call, 404, "not_found", f"there is {known}")
+                self.refuse(call, 404, "not_found", f"there is {known}")
         except Exception as error:  # a bug of ours must end one request, not the worker
             self._log("error", "internal", request=call.id, error=repr(error))
-            self._error(call, 500, "internal", "internal error")
+            self.refuse(call, 500, "internal", "internal error")
 
     def _run(self, call: Call, path: bytes, query: bytes) -> None:
         name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
         function = self._fleet.functions.get(name) if ":" not in name else None  # published versions: by Invoke alone
         if function is None:
             if name in self._deployer.pending:
-                self._error(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))
+                self.refuse(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))
             else:
-                self._error(call, 404, "unknown_function", "there is no such function")
+                self.refuse(call, 404, "unknown_function", "there is no such function")
             return
         methods = function.config.methods
         if call.method not in (methods or _KNOWN):
-            self._error(
+            self.refuse(
                 call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
             )
             return
         if self.control.throttled(name):
-            self._error(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
+            self.refuse(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
             return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)
@@ -112,7 +119,7 @@ class Routes:
         if not names or call.method not in _READ:
             self._page(call, self._status, 503 if self.edge.draining else 200)
         elif names[0] not in self._names():
-            self._error(call, 404, "unknown_function", "there is no such function")
+            self.refuse(call, 404, "unknown_function", "there is no such function")
         else:
             self._one(call, names[0])
 
@@ -136,13 +143,14 @@ class Routes:
 
     def _text(self, call: Call, content_type: bytes, make: Callable[[], bytes], status: int = 200) -> None:
         if call.method not in _READ:
-            self._error(call, 405, "method_not_allowed", "read only", (("allow", ", ".join(_READ)),))
+            self.refuse(call, 405, "method_not_allowed", "read only", (("allow", ", ".join(_READ)),))
             return
         call.reply(status, content_type, make())
 
-    def _error(
+    def refuse(
         self, call: Call, status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...] = ()
     ) -> None:
+        """Answer with an error of the worker's own."""
         self.refused(status)
         body = responses.error_body(Error(kind, message), call.id)
         call.reply(status, JSON, body, responses.header_lines(headers))

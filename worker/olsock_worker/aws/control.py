@@ -13,10 +13,12 @@ from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
+from olsock_worker.aws.urls import FunctionUrls
 from olsock_worker.aws.versions import Versions
 from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
 
 if TYPE_CHECKING:
+    from olsock_worker.addresses import Addresses
     from olsock_worker.aws.access import Access
     from olsock_worker.calls import Call
     from olsock_worker.catalog import Catalog
@@ -49,16 +51,17 @@ class Control:
         failures: dict[str, str],
         registry: Registry,
         access: Access,
+        addresses: Addresses,
         log: WorkerLog,
     ) -> None:
         functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
-        openlambda = OpenLambda(catalog, functions, fleet)
+        openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)
         self.throttled = catalog.throttled
         self._access, self._log = access, log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
-        concurrency = f"functions{one}/concurrency"
+        concurrency, url = f"functions{one}/concurrency", f"/2021-10-31/functions{one}/url"
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
             ("POST", f"{v15}{one}/invocations", invocations.invoke),
@@ -82,6 +85,11 @@ class Control:
             ("POST", f"/2017-03-31/tags{one}", functions.tag),
             ("DELETE", f"/2017-03-31/tags{one}", functions.untag),
             ("GET", f"/2017-03-31/tags{one}", functions.list_tags),
+            ("POST", url, urls.create),
+            ("GET", url, urls.get),
+            ("PUT", url, urls.update),
+            ("DELETE", url, urls.delete),
+            ("GET", f"{url}s", urls.list),
             ("GET", "/2016-08-19/account-settings/?", functions.account),
             ("GET", "/registry/?", openlambda.list),
             ("POST", f"/registry{one}", openlambda.upload),

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from olsock_worker.aws.errors import invalid
-from olsock_worker.store.records import Configuration
+from olsock_worker.store.records import Configuration, Cors
 
 _ENVIRONMENT = 4096  # bytes of names and values
 _MEMORY, _STORAGE, _TIMEOUT = (64, 1 << 20), (512, 32_768), (1, 900)
@@ -145,6 +145,18 @@ class Alias(_Named, kw_only=True):
     description: Description | None = None
     routing_config: Routing | None = None
     revision_id: str | None = None
+
+
+class UpdateUrl(_Named, kw_only=True):
+    """What is to be another in a function URL."""
+
+    auth_type: str | None = None
+    cors: Cors | None = None
+    invoke_mode: str | None = None
+
+
+class CreateUrl(UpdateUrl, kw_only=True):
+    """A new function URL."""
 
 
 class Concurrency(_Named):

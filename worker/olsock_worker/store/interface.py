@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from olsock_worker.store.records import Alias, Code, Configuration, Usage, Version
+from olsock_worker.store.records import Alias, Code, Configuration, FunctionUrl, Usage, Version
+
+
+class UrlStore(Protocol):
+    """Function URLs; they go with their function, or with their alias. As `FunctionStore` in all else."""
+
+    def create(self, url: FunctionUrl) -> None:
+        """Add a URL of a function, or of an alias, that exists."""
+
+    def change(self, url: FunctionUrl) -> None:
+        """Put a URL in the place of the one that there is."""
+
+    def delete(self, function: str, qualifier: str) -> None:
+        """Remove a URL."""
+
+    def get(self, function: str, qualifier: str) -> FunctionUrl:
+        """Return a URL."""
+
+    def all(self, function: str) -> list[FunctionUrl]:
+        """Return the URLs of a function and of its aliases, by qualifier."""
 
 
 class FunctionStore(Protocol):
@@ -15,6 +34,10 @@ class FunctionStore(Protocol):
     what there is not, `Conflict` for what would clash, and `Stale` if a revision is given that is not the present one.
     Lists are in a fixed order and go on after the key given, "" for the beginning. To be used by one thread at a time.
     """
+
+    @property
+    def urls(self) -> UrlStore:
+        """Function URLs."""
 
     def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
         """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""

@@ -70,6 +70,30 @@ class Alias(msgspec.Struct, frozen=True):
     revision: str
 
 
+class Cors(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """Which web pages a browser may let use a function URL. None: nothing is said of it."""
+
+    allow_credentials: bool | None = None
+    allow_headers: tuple[str, ...] | None = None
+    allow_methods: tuple[str, ...] | None = None
+    allow_origins: tuple[str, ...] | None = None
+    expose_headers: tuple[str, ...] | None = None
+    max_age: int | None = None  # seconds
+
+
+class FunctionUrl(msgspec.Struct, frozen=True):
+    """An address of a function, or of one of its aliases, for HTTP."""
+
+    id: str
+    function: str
+    qualifier: str  # name of the alias; "": LATEST
+    signed: bool  # requests have to be
+    stream: bool  # parts go out as they are made
+    cors: Cors | None
+    created: str  # ISO 8601, UTC
+    modified: str
+
+
 class Usage(msgspec.Struct, frozen=True):
     """What a store holds."""
 

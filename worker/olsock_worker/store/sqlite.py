@@ -16,6 +16,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from olsock_worker.store import urls
 from olsock_worker.store.records import (
     LATEST,
     Absent,
@@ -28,6 +29,7 @@ from olsock_worker.store.records import (
     Usage,
     Version,
 )
+from olsock_worker.store.urls import UrlTable
 
 FILE = "functions.db"
 _FORMAT = 1  # of the tables
@@ -79,6 +81,7 @@ class SqliteStore:
                 self._prepare()
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
+        self.urls = UrlTable(self._transaction)
 
     def _prepare(self) -> None:
         found = self._db.pragma("user_version")
@@ -89,6 +92,7 @@ class SqliteStore:
             raise StoreError(
                 f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
             )
+        self._db.execute(urls.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -235,6 +239,7 @@ class SqliteStore:
         with self._transaction() as db:
             self._version(db, name, LATEST)
             db.execute("DELETE FROM aliases WHERE function = ? AND name = ?", (name, alias))
+            urls.forget(db, name, alias)
 
     def alias(self, name: str, alias: str) -> Alias:
         """Return one alias."""
