@@ -35,7 +35,7 @@ class Client(Replier, Protocol):
     def answer(self, call: Call, head: Head, body: bytes) -> None:
         """Answer with headers of the function's own."""
 
-    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+    def begin(self, call: Call, stream: Stream | None, head: Head) -> bool:
         """Take the head of an answer that comes in parts; say whether these are to be chunks."""
 
     def write(self, data: bytes) -> None:

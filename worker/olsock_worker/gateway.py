@@ -112,6 +112,24 @@ def unfold(call: Call) -> None:
 
 def fold(head: Head, body: bytes) -> bytes:
     """Return what a web application has answered as the result of a function."""
+    headers, cookies = _split(head)
+    text = _text(headers, body)
+    result: dict[str, object] = {"statusCode": head.status, "headers": headers}
+    if cookies:
+        result["cookies"] = cookies
+    result["body"] = base64.b64encode(body).decode() if text is None else text
+    result["isBase64Encoded"] = text is None
+    return msgspec.json.encode(result)
+
+
+def prelude(head: Head) -> bytes:
+    """Return what goes before the body of an answer in parts, as AWS's runtimes send it."""
+    headers, cookies = _split(head)
+    return msgspec.json.encode({"statusCode": head.status, "headers": headers, "cookies": cookies}) + b"\0" * 8
+
+
+def _split(head: Head) -> tuple[dict[str, str], list[str]]:
+    """Return the headers, those of one name joined, and the cookies."""
     headers: dict[str, str] = {}
     cookies: list[str] = []
     for line in head.lines.decode("latin-1").split("\r\n")[:-1]:
@@ -121,13 +139,7 @@ def fold(head: Head, body: bytes) -> bytes:
             cookies.append(value)
         else:
             headers[key] = f"{headers[key]},{value}" if key in headers else value
-    text = _text(headers, body)
-    result: dict[str, object] = {"statusCode": head.status, "headers": headers}
-    if cookies:
-        result["cookies"] = cookies
-    result["body"] = base64.b64encode(body).decode() if text is None else text
-    result["isBase64Encoded"] = text is None
-    return msgspec.json.encode(result)
+    return headers, cookies
 
 
 def _text(headers: dict[str, str], body: bytes) -> str | None:

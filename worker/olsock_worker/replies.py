@@ -103,7 +103,7 @@ class Replies(asyncio.Protocol):
         self._transport.write(data if head.bodyless(call.method) else data + body)
         self._end(last)
 
-    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+    def begin(self, call: Call, stream: Stream | None, head: Head) -> bool:
         """Write the head of a reply that comes in parts; say whether these are to be chunks. `finish` or `cut` ends it."""
         framing, chunked, last = head.framing(call.method, None), False, not call.keep_alive
         if not (framing or head.bodyless(call.method)):

@@ -76,7 +76,7 @@ class Visit:
             return
         self._client.answer(call, self._with_lines(head), body)
 
-    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+    def begin(self, call: Call, stream: Stream | None, head: Head) -> bool:
         """Let parts through, or collect them."""
         if self._is_event and not self._url.stream:
             self._collected = head, bytearray()

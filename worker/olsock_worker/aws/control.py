@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
@@ -13,6 +14,7 @@ from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
+from olsock_worker.aws.streaming import StreamedInvocation
 from olsock_worker.aws.urls import FunctionUrls
 from olsock_worker.aws.versions import Versions
 from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
@@ -56,6 +58,7 @@ class Control:
     ) -> None:
         functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
+        stream = partial(invocations.invoke, way=StreamedInvocation)
         openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)
         self.throttled = catalog.throttled
         self._access, self._log = access, log
@@ -65,6 +68,7 @@ class Control:
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
             ("POST", f"{v15}{one}/invocations", invocations.invoke),
+            ("POST", f"/2021-11-15/functions{one}/response-streaming-invocations", stream),
             ("POST", f"{v15}/?", functions.create),
             ("GET", f"{v15}/?", functions.list_all),
             ("GET", f"{v15}{one}", functions.get),
