@@ -26,6 +26,7 @@ _BUFFER = 1 << 20
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Text = Annotated[str, msgspec.Meta(max_length=255)]
 _Path = Annotated[str, msgspec.Meta(max_length=512)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
 _Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Imports = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=200)]
 
@@ -49,6 +50,7 @@ class Start(_Request, frozen=True, tag="start", kw_only=True):
     contract: _Contract = "auto"  # how the function is called
     root_path: _Text = ""  # what it is mounted at, for web applications
     installation: Number = 0  # 0: the worker's own interpreter, and nothing installed
+    layers: _Digest = ""  # name of the tree that is to appear at /opt
 
 
 class Stop(_Request, frozen=True, tag="stop", kw_only=True):
@@ -71,6 +73,7 @@ class Deploy(_Request, frozen=True, tag="deploy", kw_only=True):
     handler: _Text
     env: Annotated[dict[_Text, str], msgspec.Meta(max_length=1000)]
     installation: Number
+    layers: _Digest = ""
     imports: _Imports
     zygote: Literal["auto", "wait", "off"]
     contract: _Contract = "auto"

@@ -13,7 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import msgspec
+
 from olsock_worker import configurations
+from olsock_worker.layering import Layering, merged
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import Deployment
 from olsock_worker.store.records import LATEST, Absent, Alias, FunctionUrl, Version
@@ -59,6 +62,7 @@ class Catalog:
         self.writing = asyncio.Lock()  # held from a change of the store until what is served is the same
         self.turn = asyncio.Lock()  # held while directories of code that runs are made or removed
         self._store, self._code, self._code_fd = store, code, code_fd
+        self.layering = Layering(code, code_fd)
         self._fleet, self._locks, self._settings = fleet, locks, settings
         self._deploy, self._remove, self._fail = deploy, remove, fail
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
@@ -155,9 +159,13 @@ class Catalog:
     def _prepare(self, version: Version) -> Deployment:
         config = configurations.effective(version, self._settings.function)
         key = key_of(version.function, version.number)
+        digests = [each.digest for each in version.configuration.layers]
         number = version.code.digest[:20] + (f"-{config.runtime}" if config.runtime else "")
+        number += f"-{merged(digests)[:20]}" if digests else ""
         deployment = Deployment(key, number, config, version.requirements)
         self._code.link(version.code.digest, self._code_fd, deployment.path)
+        if digests:
+            deployment = msgspec.structs.replace(deployment, layers=self.layering.make(deployment.path, digests))
         if version.number != LATEST:
             self._locks.copy(f"{version.function}/{number}", deployment.path)  # a version keeps the packages it had
         return deployment

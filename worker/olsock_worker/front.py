@@ -86,7 +86,7 @@ class Front:
         host, port = listener.getsockname()[:2]
         access = Access(settings.credentials, host)
         self._routes.control = Control(
-            *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
+            *(self._catalog, uploads, code, self._fleet, self._deployer, self._routes.failures, self._registry),
             *(access, Addresses(host, port, settings.url_base), self._log),
         )
         self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
@@ -227,6 +227,7 @@ class Front:
             handler=config.handler,
             env=config.environment,
             installation=deployment.installation,
+            layers=deployment.layers,
             imports=config.imports,
             zygote=config.zygote,
             contract=config.contract,
@@ -270,6 +271,7 @@ class Front:
             self._garbage.discard(path)
             if path not in current:
                 await loop.run_in_executor(None, self._registry.forget, path)
+        await loop.run_in_executor(None, self._catalog.layering.collect, current | running | starting)
         await loop.run_in_executor(None, self._locks.keep, self._registry.names | self._catalog.keys)
 
     # -- the broker ---------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ from urllib.parse import parse_qs, unquote
 from olsock_worker.aws.errors import ApiError, absent
 from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
+from olsock_worker.aws.layers import Layers
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
 from olsock_worker.aws.streaming import StreamedInvocation
+from olsock_worker.aws.uploading import Uploading
 from olsock_worker.aws.urls import FunctionUrls
 from olsock_worker.aws.versions import Versions
 from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
     from olsock_worker.logs import WorkerLog
     from olsock_worker.registry import Registry
+    from olsock_worker.store.code import CodeStore
     from olsock_worker.uploads import Uploads
 
 _PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry)(?:/|$)")
@@ -48,6 +51,7 @@ class Control:
         self,
         catalog: Catalog,
         uploads: Uploads,
+        code: CodeStore,
         fleet: Fleet,
         deployer: Deployer,
         failures: dict[str, str],
@@ -56,7 +60,9 @@ class Control:
         addresses: Addresses,
         log: WorkerLog,
     ) -> None:
-        functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
+        uploading = Uploading(catalog, uploads, fleet.settings)
+        layers = Layers(catalog, uploading, code, fleet.settings)
+        functions = Functions(catalog, uploads, uploading, layers, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
         stream = partial(invocations.invoke, way=StreamedInvocation)
         openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)
@@ -65,6 +71,7 @@ class Control:
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
         concurrency, url = f"functions{one}/concurrency", f"/2021-10-31/functions{one}/url"
+        layer = f"/2018-10-31/layers{one}"
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
             ("POST", f"{v15}{one}/invocations", invocations.invoke),
@@ -94,6 +101,11 @@ class Control:
             ("PUT", url, urls.update),
             ("DELETE", url, urls.delete),
             ("GET", f"{url}s", urls.list),
+            ("GET", "/2018-10-31/layers/?", layers.list_all),
+            ("POST", f"{layer}/versions", layers.publish),
+            ("GET", f"{layer}/versions", layers.list_versions),
+            ("GET", f"{layer}/versions{one}", layers.get),
+            ("DELETE", f"{layer}/versions{one}", layers.delete),
             ("GET", "/2016-08-19/account-settings/?", functions.account),
             ("GET", "/registry/?", openlambda.list),
             ("POST", f"/registry{one}", openlambda.upload),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from olsock_worker.store.records import Alias, Code, Configuration, FunctionUrl, Usage, Version
+from olsock_worker.store.records import Alias, Code, Configuration, FunctionUrl, LayerVersion, Usage, Version
 
 
 class UrlStore(Protocol):
@@ -27,6 +27,25 @@ class UrlStore(Protocol):
         """Return the URLs of a function and of its aliases, by qualifier."""
 
 
+class LayerStore(Protocol):
+    """Versions of layers. As `FunctionStore` in all else."""
+
+    def publish(self, version: LayerVersion) -> LayerVersion:
+        """Add a version under the next number; return it with that."""
+
+    def version(self, name: str, number: int) -> LayerVersion:
+        """Return one version."""
+
+    def versions(self, name: str, before: int, most: int) -> list[LayerVersion]:
+        """Return versions of a layer with lower numbers than `before`, the newest first; 0: all of them."""
+
+    def names(self, after: str, most: int) -> list[str]:
+        """Return the names of layers that have a version, in their order."""
+
+    def delete(self, name: str, number: int) -> None:
+        """Remove a version if there is one. Functions that have it keep it."""
+
+
 class FunctionStore(Protocol):
     """Functions with their versions, aliases, tags and reservations.
 
@@ -38,6 +57,10 @@ class FunctionStore(Protocol):
     @property
     def urls(self) -> UrlStore:
         """Function URLs."""
+
+    @property
+    def layers(self) -> LayerStore:
+        """Layers."""
 
     def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
         """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""
@@ -110,7 +133,7 @@ class FunctionStore(Protocol):
         """Return (function, number) of every version."""
 
     def digests(self) -> set[str]:
-        """Return the contents that any version refers to."""
+        """Return the contents that any version of a function or of a layer refers to."""
 
     def usage(self) -> Usage:
         """Return what there is in all."""

@@ -33,6 +33,15 @@ class Code(msgspec.Struct, frozen=True):
     ol_yaml: str = ""  # what it says about itself
 
 
+class Layer(msgspec.Struct, frozen=True):
+    """A version of a layer as a function has it: it stays even if nobody else can have it any more."""
+
+    name: str
+    number: int
+    digest: str  # of the contents
+    size: int  # bytes of the archive
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a function is to run. What is None is taken from its ol.yaml, or from the worker's defaults."""
 
@@ -43,6 +52,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     memory: int | None = None  # MiB
     storage: int | None = None  # MiB of /tmp
     environment: dict[str, str] = {}
+    layers: tuple[Layer, ...] = ()  # a later one over an earlier one
     role: str = ""
     shown: dict[str, msgspec.Raw] = {}  # parameters that mean nothing here, given back as they were given
 
@@ -92,6 +102,19 @@ class FunctionUrl(msgspec.Struct, frozen=True):
     cors: Cors | None
     created: str  # ISO 8601, UTC
     modified: str
+
+
+class LayerVersion(msgspec.Struct, frozen=True):
+    """A version of a layer; it stays as it is until it is deleted."""
+
+    name: str
+    number: int  # 1, 2, ...
+    code: Code
+    description: str
+    license: str
+    runtimes: tuple[str, ...]  # that it says it is for
+    architectures: tuple[str, ...]
+    created: str  # ISO 8601, UTC
 
 
 class Usage(msgspec.Struct, frozen=True):

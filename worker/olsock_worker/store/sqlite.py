@@ -16,7 +16,8 @@ from typing import Any
 import apsw
 import msgspec
 
-from olsock_worker.store import urls
+from olsock_worker.store import layers, urls
+from olsock_worker.store.layers import LayerTable
 from olsock_worker.store.records import (
     LATEST,
     Absent,
@@ -48,6 +49,10 @@ CREATE TABLE aliases (
     version TEXT NOT NULL, weights TEXT NOT NULL, description TEXT NOT NULL, revision TEXT NOT NULL,
     PRIMARY KEY (function, name)
 ) STRICT, WITHOUT ROWID;
+"""
+_DIGESTS = """
+SELECT digest FROM versions UNION SELECT digest FROM layer_versions
+UNION SELECT json_extract(each.value, '$.digest') FROM versions, json_each(configuration, '$.layers') AS each
 """
 _VERSION = "function, number, digest, sha256, size, ol_yaml, configuration, requirements, revision, modified"
 _ALIAS = "function, name, version, weights, description, revision"
@@ -81,7 +86,7 @@ class SqliteStore:
                 self._prepare()
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
-        self.urls = UrlTable(self._transaction)
+        self.urls, self.layers = UrlTable(self._transaction), LayerTable(self._transaction)
 
     def _prepare(self) -> None:
         found = self._db.pragma("user_version")
@@ -92,7 +97,7 @@ class SqliteStore:
             raise StoreError(
                 f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
             )
-        self._db.execute(urls.TABLES)
+        self._db.execute(urls.TABLES + layers.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -292,15 +297,16 @@ class SqliteStore:
             return [(name, _shown(number)) for name, number in db.execute("SELECT function, number FROM versions")]
 
     def digests(self) -> set[str]:
-        """Return the contents that any version refers to."""
+        """Return the contents that any version of a function or of a layer refers to."""
         with self._transaction() as db:
-            return {digest for (digest,) in db.execute("SELECT DISTINCT digest FROM versions")}
+            return {digest for (digest,) in db.execute(_DIGESTS)}
 
     def usage(self) -> Usage:
         """Return what there is in all."""
         with self._transaction() as db:
             row = self._row(db, "SELECT COUNT(DISTINCT function), COALESCE(SUM(size), 0) FROM versions") or (0, 0)
-        return Usage(*row)
+            of_layers = self._row(db, "SELECT COALESCE(SUM(size), 0) FROM layer_versions") or (0,)
+        return Usage(row[0], row[1] + of_layers[0])
 
     def close(self) -> None:
         """Let go of it. What was acknowledged is safe already."""
