@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -19,7 +19,7 @@ from olsock_worker import configurations
 from olsock_worker.layering import Layering, merged
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import Deployment
-from olsock_worker.store.records import LATEST, Absent, Alias, FunctionUrl, Version
+from olsock_worker.store.records import LATEST, Absent, Alias, FunctionUrl, Provision, Version
 
 if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
@@ -70,6 +70,8 @@ class Catalog:
         self._aliases: dict[tuple[str, str], Alias] = {}
         self._reserved: dict[str, int] = {}
         self._urls: dict[str, FunctionUrl] = {}
+        self._provisions: dict[tuple[str, str], Provision] = {}
+        self.on_change: Callable[[str], None] = lambda _name: None  # what is known of a function has changed
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     # -- the store ----------------------------------------------------------------------------------------------------
@@ -104,25 +106,28 @@ class Catalog:
 
     async def refresh(self, name: str) -> None:
         """Take over what the store has about a function beside its versions."""
-        aliases, reserved, urls = await self.ask(self._read, name)
+        aliases, reserved, urls, provisions = await self.ask(self._read, name)
         for key in [each for each in self._aliases if each[0] == name]:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
         self._reserved.pop(name, None)
         if reserved is not None:
             self._reserved[name] = reserved
-        self._urls = {key: url for key, url in self._urls.items() if url.function != name} | {
-            url.id: url for url in urls
-        }
+        others = {key: url for key, url in self._urls.items() if url.function != name}
+        self._urls = others | {url.id: url for url in urls}
+        kept = {key: each for key, each in self._provisions.items() if key[0] != name}
+        self._provisions = kept | {(name, each.qualifier): each for each in provisions}
+        self.on_change(name)
 
-    def _read(self, name: str) -> tuple[list[Alias], int | None, list[FunctionUrl]]:
+    def _read(self, name: str) -> tuple[list[Alias], int | None, list[FunctionUrl], list[Provision]]:
         found: list[Alias] = []
         try:
             while page := self._store.aliases(name, None, found[-1].name if found else "", _PAGE):
                 found += page
-            return found, self._store.reserved(name), self._store.urls.all(name)
+            belongings = self._store.urls.all(name), self._store.provisions.all(name)
+            return found, self._store.reserved(name), *belongings
         except Absent:
-            return [], None, []
+            return [], None, [], []
 
     async def collect(self) -> None:
         """Remove code that no version refers to."""
@@ -187,7 +192,7 @@ class Catalog:
             self._remove(key_of(name, each))
         if number is None:
             self._versions.pop(name, None)
-            await self.refresh(name)
+        await self.refresh(name)
         await self.collect()
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -207,6 +212,28 @@ class Catalog:
             if chance < 0:
                 return number
         return alias.version
+
+    def leads_to(self, name: str, qualifier: str) -> str | None:
+        """Return the number of the version that a version's number or an alias leads to; None if there is none."""
+        alias = self._aliases.get((name, qualifier))
+        number = qualifier if alias is None else alias.version
+        return number if number in self._versions.get(name, ()) else None
+
+    def numbers(self, name: str) -> Collection[str]:
+        """Return the numbers of the versions of a function."""
+        return self._versions.get(name, ())
+
+    def provisions(self, name: str) -> list[Provision]:
+        """Return what is to be kept initialised of a function."""
+        return [each for each in self._provisions.values() if each.function == name]
+
+    def provisioned(self, name: str | None = None) -> int:
+        """Return how many instances are to be kept initialised, of one function or in all."""
+        return sum(each.instances for each in self._provisions.values() if name in (None, each.function))
+
+    def reserved(self, name: str) -> int | None:
+        """Return how many calls are reserved for a function."""
+        return self._reserved.get(name)
 
     def url(self, number: str) -> FunctionUrl | None:
         """Return a function URL by its id."""

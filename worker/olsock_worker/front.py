@@ -32,6 +32,7 @@ from olsock_worker.locks import Locks
 from olsock_worker.logs import FunctionLog, WorkerLog
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
+from olsock_worker.provisioning import Provisioning
 from olsock_worker.registry import Changes, Deployment, Registry
 from olsock_worker.routes import Routes
 from olsock_worker.settings import Settings
@@ -82,12 +83,13 @@ class Front:
             *(SqliteStore(store_fd), code, code_fd, self._fleet, self._locks, settings),
             *(self._deploy, self._remove, self._on_failure),
         )
+        self._provisioning = Provisioning(self._catalog, self._fleet)
         uploads = Uploads(self._broker, code, settings)
         host, port = listener.getsockname()[:2]
         access = Access(settings.credentials, host)
         self._routes.control = Control(
             *(self._catalog, uploads, code, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(access, Addresses(host, port, settings.url_base), self._log),
+            *(access, Addresses(host, port, settings.url_base), self._provisioning, self._log),
         )
         self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
         self._garbage: set[str] = set()  # versions that were current once
@@ -212,6 +214,7 @@ class Front:
         self._announce(deployment)
         self._bytecodes.want(deployment)
         self._catalog.ready(deployment.name)
+        self._provisioning.served(deployment.name)
 
     def _is_current(self, deployment: Deployment) -> bool:
         function = self._fleet.functions.get(deployment.name)

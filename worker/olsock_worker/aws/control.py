@@ -15,6 +15,7 @@ from olsock_worker.aws.invocations import Invocations
 from olsock_worker.aws.layers import Layers
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
+from olsock_worker.aws.provisions import Provisions
 from olsock_worker.aws.streaming import StreamedInvocation
 from olsock_worker.aws.uploading import Uploading
 from olsock_worker.aws.urls import FunctionUrls
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from olsock_worker.deployer import Deployer
     from olsock_worker.fleet import Fleet
     from olsock_worker.logs import WorkerLog
+    from olsock_worker.provisioning import Provisioning
     from olsock_worker.registry import Registry
     from olsock_worker.store.code import CodeStore
     from olsock_worker.uploads import Uploads
@@ -58,6 +60,7 @@ class Control:
         registry: Registry,
         access: Access,
         addresses: Addresses,
+        provisioning: Provisioning,
         log: WorkerLog,
     ) -> None:
         uploading = Uploading(catalog, uploads, fleet.settings)
@@ -71,7 +74,8 @@ class Control:
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
         concurrency, url = f"functions{one}/concurrency", f"/2021-10-31/functions{one}/url"
-        layer = f"/2018-10-31/layers{one}"
+        layer, provisioned = f"/2018-10-31/layers{one}", f"/2019-09-30/functions{one}/provisioned-concurrency"
+        provisions = Provisions(catalog, provisioning, fleet.settings.instances)
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
             ("POST", f"{v15}{one}/invocations", invocations.invoke),
@@ -101,6 +105,9 @@ class Control:
             ("PUT", url, urls.update),
             ("DELETE", url, urls.delete),
             ("GET", f"{url}s", urls.list),
+            ("PUT", provisioned, provisions.put),
+            ("GET", provisioned, provisions.get),
+            ("DELETE", provisioned, provisions.delete),
             ("GET", "/2018-10-31/layers/?", layers.list_all),
             ("POST", f"{layer}/versions", layers.publish),
             ("GET", f"{layer}/versions", layers.list_versions),

@@ -280,6 +280,9 @@ class Functions:
             raise invalid(
                 f"ReservedConcurrentExecutions {calls}: this worker runs {self._fleet.settings.instances} at one time"
             )
+        provisioned = self._catalog.provisioned(name)
+        if calls < provisioned:
+            raise invalid(f"ReservedConcurrentExecutions {calls}: {provisioned} instances are provisioned for {name}")
         await self._reserve(name, calls)
         return Answer(200, {"ReservedConcurrentExecutions": calls})
 

@@ -177,6 +177,12 @@ class Concurrency(_Named):
     reserved_concurrent_executions: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 
+class Provisioned(_Named):
+    """How many instances are to be kept initialised."""
+
+    provisioned_concurrent_executions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
 class TagResource(_Named):
     """Tags to add."""
 

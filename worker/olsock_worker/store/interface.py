@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from olsock_worker.store.records import Alias, Code, Configuration, FunctionUrl, LayerVersion, Usage, Version
+from olsock_worker.store.records import Alias, Code, Configuration, FunctionUrl, LayerVersion, Provision, Usage, Version
 
 
 class UrlStore(Protocol):
@@ -46,6 +46,19 @@ class LayerStore(Protocol):
         """Remove a version if there is one. Functions that have it keep it."""
 
 
+class ProvisionStore(Protocol):
+    """Provisioned concurrency; it goes with its version, or with its alias. As `FunctionStore` in all else."""
+
+    def put(self, provision: Provision) -> None:
+        """Set how many there are to be for a version or an alias that exists."""
+
+    def delete(self, function: str, qualifier: str) -> None:
+        """Keep none any more, if any were to be kept."""
+
+    def all(self, function: str) -> list[Provision]:
+        """Return those of one function, by qualifier."""
+
+
 class FunctionStore(Protocol):
     """Functions with their versions, aliases, tags and reservations.
 
@@ -61,6 +74,10 @@ class FunctionStore(Protocol):
     @property
     def layers(self) -> LayerStore:
         """Layers."""
+
+    @property
+    def provisions(self) -> ProvisionStore:
+        """Provisioned concurrency."""
 
     def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
         """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""

@@ -104,6 +104,15 @@ class FunctionUrl(msgspec.Struct, frozen=True):
     modified: str
 
 
+class Provision(msgspec.Struct, frozen=True):
+    """How many instances of a version, or of the version that an alias leads to, are kept initialised."""
+
+    function: str
+    qualifier: str  # number of a version, or name of an alias
+    instances: int
+    modified: str  # ISO 8601, UTC
+
+
 class LayerVersion(msgspec.Struct, frozen=True):
     """A version of a layer; it stays as it is until it is deleted."""
 

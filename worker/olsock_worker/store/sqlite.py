@@ -16,8 +16,9 @@ from typing import Any
 import apsw
 import msgspec
 
-from olsock_worker.store import layers, urls
+from olsock_worker.store import layers, provisions, urls
 from olsock_worker.store.layers import LayerTable
+from olsock_worker.store.provisions import ProvisionTable
 from olsock_worker.store.records import (
     LATEST,
     Absent,
@@ -87,6 +88,7 @@ class SqliteStore:
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
         self.urls, self.layers = UrlTable(self._transaction), LayerTable(self._transaction)
+        self.provisions = ProvisionTable(self._transaction)
 
     def _prepare(self) -> None:
         found = self._db.pragma("user_version")
@@ -97,7 +99,7 @@ class SqliteStore:
             raise StoreError(
                 f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
             )
-        self._db.execute(urls.TABLES + layers.TABLES)
+        self._db.execute(urls.TABLES + layers.TABLES + provisions.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -185,6 +187,7 @@ class SqliteStore:
             if users:
                 raise Conflict(f"version {number} of {name} is used by the aliases {users}")
             db.execute("DELETE FROM versions WHERE function = ? AND number = ?", (name, _number(number)))
+            provisions.forget(db, name, number)
 
     def version(self, name: str, number: str) -> Version:
         """Return one version."""
@@ -245,6 +248,7 @@ class SqliteStore:
             self._version(db, name, LATEST)
             db.execute("DELETE FROM aliases WHERE function = ? AND name = ?", (name, alias))
             urls.forget(db, name, alias)
+            provisions.forget(db, name, alias)
 
     def alias(self, name: str, alias: str) -> Alias:
         """Return one alias."""
