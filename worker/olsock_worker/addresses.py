@@ -27,6 +27,10 @@ class Addresses:
             return base.replace(_PLACE, number).rstrip("/") + "/"
         return f"{base.rstrip('/') or self._own(call)}/url/{number}/"
 
+    def own(self, call: Call, path: str) -> str:
+        """Return the address of a path of the worker's own."""
+        return self._own(call) + path
+
     def _own(self, call: Call) -> str:
         host = self._host
         if host in _EVERYWHERE:

@@ -25,6 +25,7 @@ from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving,
 from olsock_worker.bytecodes import Bytecodes
 from olsock_worker.catalog import Catalog
 from olsock_worker.deployer import Deployer
+from olsock_worker.downloads import Downloads
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
@@ -86,10 +87,12 @@ class Front:
         self._provisioning = Provisioning(self._catalog, self._fleet)
         uploads = Uploads(self._broker, code, settings)
         host, port = listener.getsockname()[:2]
+        self._routes.downloads = Downloads(code, self._routes.refuse, self._log)
         access = Access(settings.credentials, host)
         self._routes.control = Control(
             *(self._catalog, uploads, code, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(access, Addresses(host, port, settings.url_base), self._provisioning, self._log),
+            *(access, Addresses(host, port, settings.url_base), self._routes.downloads),
+            *(self._provisioning, self._log),
         )
         self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
         self._garbage: set[str] = set()  # versions that were current once

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 import msgspec
 import psutil
 
-from olsock_worker import responses
+from olsock_worker import downloads, responses
 from olsock_worker.broker_protocol import SHOWN
 from olsock_worker.functions import Function
 from olsock_worker.metrics import CONTENT_TYPE, Metrics
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.calls import Call
     from olsock_worker.deployer import Deployer
+    from olsock_worker.downloads import Downloads
     from olsock_worker.edge import Edge
     from olsock_worker.fleet import Fleet
     from olsock_worker.locks import Locks
@@ -56,6 +57,7 @@ class Routes:
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self.control: Control  # of the API
         self.urls: Urls
+        self.downloads: Downloads
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -77,6 +79,8 @@ class Routes:
                 self._run(call, path, query)
             elif path.startswith(PREFIX):
                 self.urls.at_path(call, path, query)
+            elif path.startswith(downloads.PREFIX):
+                self.downloads.handle(call, path)
             elif path == b"/status":
                 self._status_page(call, query)
             elif path == b"/stats":

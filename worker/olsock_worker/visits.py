@@ -17,7 +17,7 @@ from olsock_worker.responses import JSON, Error
 if TYPE_CHECKING:
     from olsock_worker.calls import Call, Client
     from olsock_worker.store.records import FunctionUrl
-    from olsock_worker.streams import Stream
+    from olsock_worker.streams import Source
 
 _PLAIN = b"content-type: application/json\r\n"
 _FAILED = 502  # a function's failure is that of a gateway's backend, as AWS has it
@@ -76,7 +76,7 @@ class Visit:
             return
         self._client.answer(call, self._with_lines(head), body)
 
-    def begin(self, call: Call, stream: Stream | None, head: Head) -> bool:
+    def begin(self, call: Call, stream: Source | None, head: Head) -> bool:
         """Let parts through, or collect them."""
         if self._is_event and not self._url.stream:
             self._collected = head, bytearray()

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from olsock_worker.calls import Call
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
+    from olsock_worker.downloads import Downloads
     from olsock_worker.fleet import Fleet
     from olsock_worker.logs import WorkerLog
     from olsock_worker.provisioning import Provisioning
     from olsock_worker.registry import Registry
     from olsock_worker.store.code import CodeStore
+    from olsock_worker.store.records import Code
     from olsock_worker.uploads import Uploads
 
 _PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry)(?:/|$)")
@@ -60,12 +62,17 @@ class Control:
         registry: Registry,
         access: Access,
         addresses: Addresses,
+        downloads: Downloads,
         provisioning: Provisioning,
         log: WorkerLog,
     ) -> None:
         uploading = Uploading(catalog, uploads, fleet.settings)
-        layers = Layers(catalog, uploading, code, fleet.settings)
-        functions = Functions(catalog, uploads, uploading, layers, fleet, deployer, failures, registry)
+
+        def location(call: Call, of: Code) -> str:
+            return addresses.own(call, downloads.path(of.digest))
+
+        layers = Layers(catalog, uploading, location, code, fleet.settings)
+        functions = Functions(catalog, uploads, uploading, layers, location, fleet, deployer, failures, registry)
         versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
         stream = partial(invocations.invoke, way=StreamedInvocation)
         openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)

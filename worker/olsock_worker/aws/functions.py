@@ -25,7 +25,7 @@ from olsock_worker.store.records import LATEST, Absent, Code, Configuration, Ver
 from olsock_worker.store.sqlite import new_revision, now
 
 if TYPE_CHECKING:
-    from olsock_worker.aws.layers import Layers
+    from olsock_worker.aws.layers import Layers, Location
     from olsock_worker.aws.uploading import Uploading
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
@@ -47,13 +47,14 @@ class Functions:
         uploads: Uploads,
         uploading: Uploading,
         layers: Layers,
+        location: Location,
         fleet: Fleet,
         deployer: Deployer,
         failures: dict[str, str],
         registry: Registry,
     ) -> None:
         self._catalog, self._uploads, self._fleet = catalog, uploads, fleet
-        self._uploading, self._layers = uploading, layers
+        self._uploading, self._layers, self._location = uploading, layers, location
         self._deployer, self._failures, self._registry = deployer, failures, registry
 
     @property
@@ -194,8 +195,9 @@ class Functions:
     async def get(self, request: Request) -> Answer:
         """GetFunction."""
         name, qualifier = names.parse(request.names[0], request.query("Qualifier"))
-        shown = await self._shown(name, qualifier)
-        answer: Shape = {"Configuration": shown, "Code": {"RepositoryType": "olsock"}}
+        version = await self._named(name, qualifier)
+        code = {"RepositoryType": "olsock", "Location": self._location(request.call, version.code)}
+        answer: Shape = {"Configuration": self._qualified(version, qualifier), "Code": code}
         tags = await self._catalog.ask(self._store.tags, name)
         reserved = await self._catalog.ask(self._store.reserved, name)
         if tags:
@@ -210,12 +212,18 @@ class Functions:
         return Answer(200, await self._shown(name, qualifier))
 
     async def _shown(self, name: str, qualifier: str | None) -> Shape:
-        """Return the configuration of what a qualifier names; the ARN tells of an alias or version as it was asked for."""
+        return self._qualified(await self._named(name, qualifier), qualifier)
+
+    async def _named(self, name: str, qualifier: str | None) -> Version:
+        """Return the version that a qualifier names."""
         number = qualifier or LATEST
         if qualifier is not None and qualifier != LATEST and not qualifier.isdecimal():
             number = (await self._catalog.ask(self._store.alias, name, qualifier)).version
-        version = await self._catalog.ask(self._store.version, name, number)
-        shape = self.shape(version)
+        return await self._catalog.ask(self._store.version, name, number)
+
+    def _qualified(self, version: Version, qualifier: str | None) -> Shape:
+        """Return a configuration; the ARN tells of an alias or version as it was asked for."""
+        name, shape = version.function, self.shape(version)
         if qualifier is not None:
             shape["FunctionArn"] = names.arn(name, qualifier)
         return shape

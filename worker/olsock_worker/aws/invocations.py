@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
     from olsock_worker.functions import Function
     from olsock_worker.heads import Head
-    from olsock_worker.streams import Stream
+    from olsock_worker.streams import Source
 
 _CONTEXT = 3583  # bytes of base64
 _ENTRY = re.compile(r"(?=^  File )", re.MULTILINE)
@@ -150,7 +150,7 @@ class Invocation:
         else:
             self.reply(call, 200, JSON, body, b"")
 
-    def begin(self, call: Call, _stream: Stream | None, head: Head) -> bool:
+    def begin(self, call: Call, _stream: Source | None, head: Head) -> bool:
         """Collect what comes in parts: Invoke answers with all of it."""
         self._inner, self._head = call, head
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from olsock_worker.aws import names, parameters, shapes
@@ -14,9 +15,8 @@ from olsock_worker.store.records import Absent, Code, Layer, LayerVersion
 from olsock_worker.store.sqlite import now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from olsock_worker.aws.uploading import Uploading
+    from olsock_worker.calls import Call
     from olsock_worker.catalog import Catalog
     from olsock_worker.settings import Settings
     from olsock_worker.store.code import CodeStore
@@ -24,11 +24,18 @@ if TYPE_CHECKING:
 _LOOKED_AT = 200  # versions of a list that are read at a time to find those that match
 
 
+Location = Callable[["Call", Code], str]
+"""Gives an address at which a client can fetch code."""
+
+
 class Layers:
     """Carries out operations on the store."""
 
-    def __init__(self, catalog: Catalog, uploading: Uploading, code: CodeStore, settings: Settings) -> None:
+    def __init__(
+        self, catalog: Catalog, uploading: Uploading, location: Location, code: CodeStore, settings: Settings
+    ) -> None:
         self._catalog, self._uploading, self._code, self._settings = catalog, uploading, code, settings
+        self._location = location
         self._store = catalog.store.layers
 
     async def publish(self, request: Request) -> Answer:
@@ -42,18 +49,18 @@ class Layers:
                 *(given.compatible_runtimes, given.compatible_architectures, now()),
             )
             made = await self._catalog.ask(self._store.publish, wanted)
-        return Answer(201, self._shape(made))
+        return Answer(201, self._shape(request, made))
 
     async def get(self, request: Request) -> Answer:
         """GetLayerVersion."""
         found = await self._catalog.ask(self._store.version, names.layer(request.names[0]), _number(request.names[1]))
-        return Answer(200, self._shape(found))
+        return Answer(200, self._shape(request, found))
 
     async def list_all(self, request: Request) -> Answer:
         """ListLayers, and GetLayerVersionByArn, which differs by its query alone."""
         if request.query("find") == "LayerVersion":
             name, number = names.layer_version(request.query("Arn") or "")
-            return Answer(200, self._shape(await self._catalog.ask(self._store.version, name, number)))
+            return Answer(200, self._shape(request, await self._catalog.ask(self._store.version, name, number)))
         after, most = request.page()
         found, more = await self._catalog.ask(self._newest, after, most, _matching(request))
         listed = [
@@ -111,11 +118,16 @@ class Layers:
         await self._catalog.collect()
         return Answer(204)
 
-    def _shape(self, found: LayerVersion) -> Shape:
+    def _shape(self, request: Request, found: LayerVersion) -> Shape:
+        code = found.code
         return {
             **shapes.layer_version(found),
             "LayerArn": names.layer_arn(found.name),
-            "Content": {"CodeSha256": found.code.sha256, "CodeSize": found.code.size},
+            "Content": {
+                "Location": self._location(request.call, code),
+                "CodeSha256": code.sha256,
+                "CodeSize": code.size,
+            },
         }
 
     # -- of functions -------------------------------------------------------------------------------------------------

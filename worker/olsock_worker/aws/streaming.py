@@ -15,7 +15,7 @@ from olsock_worker.instances import ASGI, WSGI
 
 if TYPE_CHECKING:
     from olsock_worker.calls import Call, Client
-    from olsock_worker.streams import Stream
+    from olsock_worker.streams import Source
 
 
 class StreamedInvocation(Invocation):
@@ -27,7 +27,7 @@ class StreamedInvocation(Invocation):
         """Take an answer that is whole."""
         self._take(call, self._first(head) + body)
 
-    def begin(self, call: Call, stream: Stream | None, head: Head) -> bool:
+    def begin(self, call: Call, stream: Source | None, head: Head) -> bool:
         """Take the head of an answer in parts. The connection then tells the stream when its client does not read."""
         self._inner = call
         self._open(stream)
@@ -75,7 +75,7 @@ class StreamedInvocation(Invocation):
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
-    def _open(self, stream: Stream | None) -> None:
+    def _open(self, stream: Source | None) -> None:
         """Send the head, if that was not done. Without a stream there is nobody to tell that the client does not read."""
         outer = self._request.call
         if self._begun or outer.connection is None:

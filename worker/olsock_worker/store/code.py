@@ -15,6 +15,7 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 from olsock_worker.unpack import Copy
 
@@ -102,6 +103,25 @@ class CodeStore:
             os.rename(scratch, path, src_dir_fd=target_fd, dst_dir_fd=target_fd)
         finally:
             shutil.rmtree(scratch, ignore_errors=True, dir_fd=target_fd)
+
+    @contextlib.contextmanager
+    def opened(self, digest: str) -> Iterator[int | None]:
+        """Open contents, which stay for as long as the block runs; gives None if there are none."""
+        with self._lock:
+            self._pinned[digest] += 1
+        try:
+            if not self._has(digest):
+                yield None
+                return
+            with self._open(f"{_CODE}/{digest}") as fd:
+                yield fd
+        finally:
+            self.unpin(digest)
+
+    def scratch(self) -> BinaryIO:
+        """Return a file without a name."""
+        fd = os.open(_SCRATCH, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._store)
+        return open(fd, "w+b")
 
     def weigh(self, digest: str) -> tuple[int, int]:
         """Return how many bytes contents have, and how many files."""
