@@ -17,25 +17,27 @@ class Addresses:
     Of a worker that listens on every address that it has it is the one by which the client has come.
     """
 
-    def __init__(self, host: str, port: int, url_base: str) -> None:
-        self._host, self._port, self._url_base = host, port, url_base
+    def __init__(self, calls: tuple[str, int], control: tuple[str, int], url_base: str) -> None:
+        """`calls` and `control` are host and port of where functions are called, and of where the API is."""
+        self._calls, self._control, self._url_base = calls, control, url_base
 
     def function_url(self, call: Call, number: str) -> str:
         """Return a function URL by its id."""
         base = self._url_base
         if _PLACE in base:
             return base.replace(_PLACE, number).rstrip("/") + "/"
-        return f"{base.rstrip('/') or self._own(call)}/url/{number}/"
+        return f"{base.rstrip('/') or _base(self._calls, call)}/url/{number}/"
 
     def own(self, call: Call, path: str) -> str:
-        """Return the address of a path of the worker's own."""
-        return self._own(call) + path
+        """Return the address of a path that is served beside the API."""
+        return _base(self._control, call) + path
 
-    def _own(self, call: Call) -> str:
-        host = self._host
-        if host in _EVERYWHERE:
-            host = _reached(call) or ("127.0.0.1" if host == _EVERYWHERE[0] else "::1")
-        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+
+def _base(address: tuple[str, int], call: Call) -> str:
+    host, port = address
+    if host in _EVERYWHERE:
+        host = _reached(call) or ("127.0.0.1" if host == _EVERYWHERE[0] else "::1")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _reached(call: Call) -> str:

@@ -142,7 +142,10 @@ class Serving(_Request, frozen=True, tag="serving"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """First message to the front. Descriptors: listening socket, local socket, code, logs, locks, function store."""
+    """First message to the front. Descriptors: listening socket, local socket, code, logs, locks, function store.
+
+    With `control_listen` there is one more, the listening socket of the control API.
+    """
 
     settings: Settings
     uid: int

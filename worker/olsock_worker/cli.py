@@ -223,14 +223,14 @@ def down(state: str, timeout: float, force: bool) -> None:
 
 def _get(worker: Running, path: str) -> tuple[int, bytes]:
     """Ask a worker for one of its own pages; return the status and the body."""
-    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=5.0)
+    connection = http.client.HTTPConnection(worker.control_host, worker.control_port, timeout=5.0)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise click.ClickException(
-            f"pid {worker.pid} does not answer on {worker.host}:{worker.port}: {error}"
+            f"pid {worker.pid} does not answer on {worker.control_host}:{worker.control_port}: {error}"
         ) from None
 
 

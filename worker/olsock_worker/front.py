@@ -25,6 +25,7 @@ from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving,
 from olsock_worker.bytecodes import Bytecodes
 from olsock_worker.catalog import Catalog
 from olsock_worker.deployer import Deployer
+from olsock_worker.doors import Door
 from olsock_worker.downloads import Downloads
 from olsock_worker.edge import Edge
 from olsock_worker.fleet import Fleet
@@ -62,6 +63,7 @@ class Front:
         logs_fd: int,
         locks_fd: int,
         store_fd: int,
+        control: socket.socket | None = None,
     ) -> None:
         self._settings = settings
         self._listener = listener
@@ -74,10 +76,15 @@ class Front:
         self._deployer = Deployer(self._broker, self._locks, self._on_deployable, self._on_failure)
         self._bytecodes = Bytecodes(self._broker, code_fd, self._is_current, self._log)
         self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
-        self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
+        self._local, self._control = local, control
+        calls_at = listener.getsockname()[:2]
+        control_at = calls_at if control is None else control.getsockname()[:2]
+        access = Access(settings.credentials, calls_at[0])
+        apart = control is not None
+        self._edge = self._opened(Door(access, control=not apart))
         self._routes.edge = self._edge
-        self._local = local
-        self._local_edge = Edge(settings.http, partial(self._routes.handle, local=True), self._routes.refused)
+        self._local_edge = self._opened(Door(None))
+        self._control_edge = self._opened(Door(Access(settings.credentials, control_at[0]), calls=not apart))
         self._registry = Registry(code_fd, settings)
         code = CodeStore(store_fd)
         self._catalog = Catalog(
@@ -86,19 +93,19 @@ class Front:
         )
         self._provisioning = Provisioning(self._catalog, self._fleet)
         uploads = Uploads(self._broker, code, settings)
-        host, port = listener.getsockname()[:2]
         self._routes.downloads = Downloads(code, self._routes.refuse, self._log)
-        access = Access(settings.credentials, host)
         self._routes.control = Control(
             *(self._catalog, uploads, code, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(access, Addresses(host, port, settings.url_base), self._routes.downloads),
+            *(Addresses(calls_at, control_at, settings.url_base), self._routes.downloads),
             *(self._provisioning, self._log),
         )
         self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._local_server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+
+    def _opened(self, door: Door) -> Edge:
+        return Edge(self._settings.http, partial(self._routes.handle, door=door), self._routes.refused)
 
     async def run(self) -> None:
         """Serve until told to drain."""
@@ -108,8 +115,10 @@ class Front:
             loop.add_signal_handler(number, self._on_drain)
         await self._catalog.load()
         await self._look()
-        self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=_BACKLOG)
-        self._local_server = await loop.create_unix_server(self._local_edge.protocol, sock=self._local)
+        for edge, listener in ((self._edge, self._listener), (self._control_edge, self._control)):
+            if listener is not None:
+                self._servers.append(await loop.create_server(edge.protocol, sock=listener, backlog=_BACKLOG))
+        self._servers.append(await loop.create_unix_server(self._local_edge.protocol, sock=self._local))
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -304,22 +313,22 @@ class Front:
     async def _drain(self) -> None:
         """Accept no more, answer what came, give up after the grace."""
         self._log("info", "draining", running=self._fleet.running)
-        self._edge.drain()
-        self._local_edge.drain()
+        edges = self._edge, self._local_edge, self._control_edge
+        for edge in edges:
+            edge.drain()
         await asyncio.sleep(0.05)  # connections that the kernel has accepted for us are taken over meanwhile
-        for server in (self._server, self._local_server):
-            if server is not None:
-                server.close()
+        for server in self._servers:
+            server.close()
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() - begun < self._settings.drain:
             if loop.time() - begun >= min(_LAME, self._settings.drain):
-                self._edge.close_idle()
-                self._local_edge.close_idle()
-            if not len(self._edge) and not len(self._local_edge) and not self._fleet.running:
+                for edge in edges:
+                    edge.close_idle()
+            if not any(map(len, edges)) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
-        self._log("info", "drained", cut=self._edge.busy)
+        self._log("info", "drained", cut=sum(edge.busy for edge in edges))
         await loop.run_in_executor(None, self._catalog.close)
 
 
@@ -339,9 +348,13 @@ def main() -> int:
     listener, local = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
     listener.setblocking(False)
     local.setblocking(False)
+    code_fd, logs_fd, locks_fd, store_fd, *more = fds[2:]
+    control = socket.socket(fileno=more[0]) if more else None
+    if control is not None:
+        control.setblocking(False)
 
     async def serve() -> None:
-        await Front(hello.settings, sock, listener, local, *fds[2:]).run()
+        await Front(hello.settings, sock, listener, local, code_fd, logs_fd, locks_fd, store_fd, control).run()
 
     try:
         uvloop.run(serve())

@@ -13,6 +13,7 @@ import psutil
 
 from olsock_worker import downloads, responses
 from olsock_worker.broker_protocol import SHOWN
+from olsock_worker.doors import RUN
 from olsock_worker.functions import Function
 from olsock_worker.metrics import CONTENT_TYPE, Metrics
 from olsock_worker.ol_yaml import METHODS
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.calls import Call
     from olsock_worker.deployer import Deployer
+    from olsock_worker.doors import Door
     from olsock_worker.downloads import Downloads
     from olsock_worker.edge import Edge
     from olsock_worker.fleet import Fleet
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from olsock_worker.measures import Measures
     from olsock_worker.urls import Urls
 
-_RUN = b"/run/"
 _ALWAYS = (
     "imports",
     "state",
@@ -67,15 +68,17 @@ class Routes:
         self._refused: dict[str, int] = {}
         self._metrics = Metrics(fleet, fleet.settings.metrics_functions)
 
-    def handle(self, call: Call, local: bool = False) -> None:
-        """Answer a request, or give it to who will; `local` ones came by the socket in the state directory. Never raises."""
+    def handle(self, call: Call, door: Door) -> None:
+        """Answer a request that came in by a door, or give it to who will. Never raises."""
         try:
             path, _, query = call.target.partition(b"?")
             if b"://" in path[:10]:
                 path = b"/" + path.partition(b"://")[2].partition(b"/")[2]  # absolute form: RFC 9112, 3.2.2
-            if HOST in call.headers.get("host", ""):
+            if not door.admits(call, path):
+                self.refuse(call, 404, "not_found", "this is not served at this address, but at the other")
+            elif HOST in call.headers.get("host", ""):
                 self.urls.at_host(call, path, query)
-            elif path.startswith(_RUN):
+            elif path.startswith(RUN):
                 self._run(call, path, query)
             elif path.startswith(PREFIX):
                 self.urls.at_path(call, path, query)
@@ -88,7 +91,7 @@ class Routes:
             elif path == b"/metrics":
                 self._text(call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes))
             elif self.control.takes(path):
-                self.control.handle(call, path, query, local)
+                self.control.handle(call, path, query, door.access)
             else:
                 known = "/run/<function>, /status, /stats, /metrics and AWS Lambda's API"
                 self.refuse(call, 404, "not_found", f"there is {known}")
@@ -97,7 +100,7 @@ class Routes:
             self.refuse(call, 500, "internal", "internal error")
 
     def _run(self, call: Call, path: bytes, query: bytes) -> None:
-        name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
+        name, slash, rest = path[len(RUN) :].decode("ascii", "replace").partition("/")
         function = self._fleet.functions.get(name) if ":" not in name else None  # published versions: by Invoke alone
         if function is None:
             if name in self._deployer.pending:

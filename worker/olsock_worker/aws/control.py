@@ -60,7 +60,6 @@ class Control:
         deployer: Deployer,
         failures: dict[str, str],
         registry: Registry,
-        access: Access,
         addresses: Addresses,
         downloads: Downloads,
         provisioning: Provisioning,
@@ -77,7 +76,7 @@ class Control:
         stream = partial(invocations.invoke, way=StreamedInvocation)
         openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)
         self.throttled = catalog.throttled
-        self._access, self._log = access, log
+        self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
         concurrency, url = f"functions{one}/concurrency", f"/2021-10-31/functions{one}/url"
@@ -132,20 +131,20 @@ class Control:
         """Say whether a path belongs to the API."""
         return _PREFIX.match(path) is not None
 
-    def handle(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+    def handle(self, call: Call, path: bytes, query: bytes, access: Access | None) -> None:
         """Carry a request out, in the background. It is finished even if the client leaves meanwhile.
 
-        A `local` one came by a socket that only its owner can open.
+        Without `access` it came by a socket that only its owner can open.
         """
-        task = asyncio.create_task(self._run(call, path, query, local))
+        task = asyncio.create_task(self._run(call, path, query, access))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+    async def _run(self, call: Call, path: bytes, query: bytes, access: Access | None) -> None:
         request = Request(call, {}, ())
         try:
-            if not local:
-                await self._access.check(call, path, query)
+            if access is not None:
+                await access.check(call, path, query)
             operation, found = self._find(call.method, path.decode("ascii", "replace"))
             request = Request(call, _parameters(query), found)
             answer = await operation(request)
