@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from olsock_worker.cli_backup import backup, restore
 from olsock_worker.cli_fn import fn
 from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
@@ -186,6 +187,8 @@ def tree(state: str, svg: str | None) -> None:
 
 
 main.add_command(fn)
+main.add_command(backup)
+main.add_command(restore)
 
 
 @main.command()

@@ -354,6 +354,34 @@ class SqliteStore:
         db.execute(f"INSERT OR REPLACE INTO aliases ({_ALIAS}) VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
+def snapshot(directory_fd: int) -> tuple[bytes, set[str]]:
+    """Return the database as it is at one moment, and the contents that it refers to. Another process may be using it."""
+    vfs = f"olsock-{secrets.token_hex(8)}"
+    _directory = _Directory(vfs, directory_fd)  # known by its name for as long as it lives
+    with contextlib.ExitStack() as stack:
+        live = apsw.Connection(FILE, vfs=vfs, flags=apsw.SQLITE_OPEN_READWRITE)
+        stack.callback(live.close)
+        live.set_busy_timeout(5000)
+        copy = apsw.Connection(":memory:")
+        stack.callback(copy.close)
+        with copy.backup("main", live, "main") as backup:
+            while not backup.done:
+                backup.step()
+        data = bytearray(copy.serialize("main"))
+    data[18:20] = b"\x01\x01"  # no write-ahead log beside it: https://sqlite.org/c3ref/deserialize.html
+    return bytes(data), examine(bytes(data))
+
+
+def examine(data: bytes) -> set[str]:
+    """Return the contents that a database refers to. Raises `StoreError`, or an error of apsw, for what is no sound one."""
+    with contextlib.closing(apsw.Connection(":memory:")) as db:
+        db.deserialize("main", data)
+        db.execute("PRAGMA trusted_schema = 0; PRAGMA cell_size_check = 1")
+        if [*db.execute("PRAGMA integrity_check")] != [("ok",)] or db.pragma("user_version") != _FORMAT:
+            raise StoreError(f"not a database of format {_FORMAT}, or not a sound one")
+        return {digest for (digest,) in db.execute(_DIGESTS)}
+
+
 def new_revision() -> str:
     """Return a name for a state of something, in the form of a UUID."""
     return str(uuid.uuid4())
