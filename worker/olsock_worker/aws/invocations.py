@@ -45,6 +45,7 @@ _REFUSED = {
     "start_failed": ("ServiceException", ""),
     "internal": ("ServiceException", ""),
 }
+_UNSUPPORTED = ("x-amz-tenant-id", "x-amz-durable-execution-name")
 _IMPORTS = {"ImportError", "ModuleNotFoundError"}
 
 
@@ -80,6 +81,9 @@ class Invocations:
             raise invalid(f"InvocationType {kind[:50]!r}: RequestResponse and DryRun are supported")
         if headers.get("x-amz-log-type", "None") not in ("None", "Tail"):
             raise invalid("LogType: expected None or Tail")
+        for header in _UNSUPPORTED:
+            if headers.get(header):
+                raise invalid(f"{header} is not supported")
         context = _context(headers.get("x-amz-client-context", ""))
         number = self._number(name, qualifier)
         if kind == "DryRun":

@@ -34,8 +34,8 @@ Tags = Annotated[
 Description = Annotated[str, msgspec.Meta(max_length=256)]
 
 
-class _Named(msgspec.Struct, rename="pascal"):
-    """Names of the API, such as `FunctionName` for `function_name`."""
+class _Named(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
+    """Names of the API, such as `FunctionName` for `function_name`. What is not known is refused by its name."""
 
 
 class Environment(_Named):

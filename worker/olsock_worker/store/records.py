@@ -80,7 +80,7 @@ class Alias(msgspec.Struct, frozen=True):
     revision: str
 
 
-class Cors(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+class Cors(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True, forbid_unknown_fields=True):
     """Which web pages a browser may let use a function URL. None: nothing is said of it."""
 
     allow_credentials: bool | None = None
