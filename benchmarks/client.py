@@ -1,6 +1,6 @@
 """A small HTTP client with as little of its own as possible, in a process of its own.
 
-    python client.py PORT PATH CONNECTIONS COUNT WARM_UP
+    python client.py PORT PATH CONNECTIONS COUNT WARM_UP [HEADER: VALUE]...
 
 Sends COUNT requests in all over CONNECTIONS kept connections, one at a time on each, and prints JSON: latencies in
 seconds, and the seconds that all of them took. One connection: a blocking socket. More: epoll.
@@ -15,8 +15,9 @@ import time
 BODY = b'{"x": 1}'
 
 
-def request(port: int, path: str) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+def request(port: int, path: str, headers: list[str]) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Type: application/json", *headers, ""]
+    head = "\r\n".join(lines)
     return f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
 
 
@@ -31,7 +32,7 @@ def length(head: bytes) -> int:
     end = head.find(b"\r\n\r\n")
     if end < 0:
         return 0
-    if not head.startswith(b"HTTP/1.1 200"):
+    if not head.startswith(b"HTTP/1.1 20"):
         raise SystemExit(f"client: {head[:400]!r}")
     fields = head[:end].lower()
     at = fields.index(b"content-length:") + 15
@@ -95,7 +96,7 @@ def many(socks: list[socket.socket], data: bytes, count: int) -> list[float]:
 
 def main() -> None:
     port, path, connections, count, warm_up = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:6])
-    data = request(port, path)
+    data = request(port, path, sys.argv[6:])
     socks = [connect(port) for _ in range(connections)]
 
     def run(number: int) -> list[float]:

@@ -28,10 +28,13 @@ class Server:
 
     def __init__(self, argv: Sequence[str], port: int, path: str, log: Path) -> None:
         self.port, self.path, self._log = port, path, log
+        self.started = 0.0  # seconds until it had answered
+        begun = time.monotonic()
         with log.open("wb") as file:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         try:
             self._wait()
+            self.started = time.monotonic() - begun
         except BaseException:
             self.close()
             raise
@@ -51,16 +54,23 @@ class Server:
                     return
             except OSError:
                 pass
-            time.sleep(0.05)
+            time.sleep(0.005)
         raise PeerError(f"no reply 200 in {PATIENCE:g} s (last: {status}): {self._tail()}")
 
     def _tail(self) -> str:
         return " | ".join(self._log.read_text(errors="replace").strip().splitlines()[-3:])[-400:]
 
-    def batch(self, connections: int, count: int, warm_up: int) -> tuple[list[float], float]:
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def batch(
+        self, connections: int, count: int, warm_up: int, path: str = "", headers: Sequence[str] = ()
+    ) -> tuple[list[float], float]:
         """Have the client send `count` requests; return their latencies and the requests per second."""
-        argv = [sys.executable, str(HERE / "client.py"), str(self.port), self.path]
-        argv += [str(connections), str(count), str(warm_up)]
+        argv = [sys.executable, str(HERE / "client.py"), str(self.port), path or self.path]
+        argv += [str(connections), str(count), str(warm_up), *headers]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
             raise PeerError(f"{done.stderr.strip()[-300:]} {self._tail()}")
@@ -110,14 +120,15 @@ def free_port() -> int:
 
 
 def worker(folder: Path) -> Server:
-    """olsock-worker with one function, `echo`, and nothing set that is not its default."""
+    """olsock-worker with one function, `echo`, and nothing set that is not its default. A second time on what is there."""
     program = Path(sys.executable).with_name("olsock-worker")
     if not program.exists():
         raise PeerError("olsock-worker is not installed beside this interpreter")
     registry = folder / "registry"
-    (registry / "echo").mkdir(parents=True)
-    (registry / "echo" / "f.py").write_text(ECHO)
-    folder.chmod(0o755)
+    if not registry.exists():
+        (registry / "echo").mkdir(parents=True)
+        (registry / "echo" / "f.py").write_text(ECHO)
+        folder.chmod(0o755)
     port = free_port()
     options = {"--port": port, "--registry": registry, "--state": folder / "state"}
     argv = [str(each) for pair in options.items() for each in pair]

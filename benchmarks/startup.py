@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import linear_regression
 
 import cycles
+import echoes
 import peers
 import servers
 from measure import Row, Samples, absolute, compare, interleave, show, timed
@@ -238,52 +239,8 @@ def measure_pause(options: Options) -> Iterator[Row]:
 
 
 def measure_http(options: Options) -> Iterator[Row]:
-    titles = (
-        "warm POST /run/echo, 1 connection, vs bare uvicorn",
-        "16 connections, requests per second, vs bare uvicorn",
-    )
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="olsock-bench-")))
-        try:
-            worker = stack.enter_context(servers.worker(folder))
-            uvicorn = stack.enter_context(servers.uvicorn(folder))
-            pair = {"ours": worker, "reference": uvicorn}
-            yield _latency(options, pair, titles[0])
-            yield from _rate(options, pair, titles[1], folder)
-        except peers.PeerError as error:
-            errors.print(f"startup: http: {error}", markup=False)
-            yield Row(titles[0], target=2.2, note=str(error), goal="<= 2.2x")
-            yield Row(titles[1], target=0.55, note=str(error), goal=">= 0.55x", rate=True)
-
-
-def _latency(options: Options, pair: dict[str, servers.Server], title: str) -> Row:
-    latencies: dict[str, list[list[float]]] = {name: [] for name in pair}
-    with progress("http, 1 connection") as tick:
-        for number in range(options.batches):
-            for name in sorted(pair, reverse=bool(number % 2)):
-                latencies[name].append(pair[name].batch(1, options.requests, 100)[0])
-            tick(number + 1, options.batches)
-    ours, reference = (Samples([t for batch in latencies[name] for t in batch]) for name in ("ours", "reference"))
-    units = [median(batch) for batch in latencies["ours"]], [median(batch) for batch in latencies["reference"]]
-    note = f"p99 {show(ours.quantile(0.99))} against {show(reference.quantile(0.99))}"
-    return compare(title, ours, reference, 2.2, note, units=units)
-
-
-def _rate(options: Options, pair: dict[str, servers.Server], title: str, folder: Path) -> Iterator[Row]:
-    rates: dict[str, list[float]] = {name: [] for name in pair}
-    wrk: dict[str, list[float]] = {name: [] for name in pair}
-    with progress("http, 16 connections") as tick:
-        for number in range(options.batches):
-            for name in sorted(pair, reverse=bool(number % 2)):
-                rates[name].append(pair[name].batch(16, 4 * options.requests, 4 * options.requests // 4)[1])
-                rate = pair[name].wrk(16, options.wrk_seconds, folder)
-                if rate is not None:
-                    wrk[name].append(rate)
-            tick(number + 1, options.batches)
-    note = f"{servers.cores()} processors for server, function and client together"
-    yield compare(title, Samples(rates["ours"]), Samples(rates["reference"]), 0.55, note, rate=True)
-    if wrk["ours"]:
-        yield compare(f"{title}, by wrk", Samples(wrk["ours"]), Samples(wrk["reference"]), None, note, rate=True)
+    """See echoes.py."""
+    yield from echoes.measure(echoes.Sizes(options.batches, options.requests, options.wrk_seconds), 2.2, 0.55)
 
 
 # Growth.

@@ -45,6 +45,7 @@ class Handles:
     events: int  # cgroup.events, opened for this receiver: the poll state belongs to the open file
     memory_events: int | None  # None where memory is limited by cgroup v1, which has no such file
     memory: int | None  # bytes charged now, as text; None without a memory controller
+    memory_peak: int | None  # most bytes ever charged, as text; None where the kernel does not tell
     log: int  # read end of stdout and stderr
     pidfd: int  # readable when the handler has ended
 
@@ -76,6 +77,9 @@ class Function(Owned):
 
     forked_from: str | None = None
     """The key of the node of an `olsock.ZygoteTree` that it was forked from."""
+
+    was_blank: bool = False
+    """Whether it was forked ahead and waited for its function."""
 
     @classmethod
     def forked(cls, parts: Parts) -> Self:
@@ -277,18 +281,21 @@ class Function(Owned):
 
     def handles(self) -> Handles:
         """Return fresh descriptors for handing the function to another process."""
-        leaf, opened = self._parts.leaf, []
+        leaf = self._parts.leaf
+        opened: list[int] = []
+        optional: list[int | None] = []
         try:
             for fd in (self._parts.ends.channel.fileno(), self._parts.ends.log, self._parts.pidfd):
                 opened.append(os.dup(fd))
             opened += [leaf.open_freeze(), leaf.open_kill(), leaf.open_events()]
-            optional = [leaf.open_memory_events(), leaf.open_memory()]
+            for opening in (leaf.open_memory_events, leaf.open_memory, leaf.open_memory_peak):
+                optional.append(opening())
         except BaseException:
-            process.close_all(*opened)
+            process.close_all(*opened, *(fd for fd in optional if fd is not None))
             raise
         channel, log, pidfd, freeze, kill, events = opened
-        memory_events, memory = optional
-        return Handles(channel, freeze, kill, events, memory_events, memory, log, pidfd)
+        memory_events, memory, memory_peak = optional
+        return Handles(channel, freeze, kill, events, memory_events, memory, memory_peak, log, pidfd)
 
     def _end(self) -> None:
         try:

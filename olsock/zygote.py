@@ -457,7 +457,9 @@ class Zygote(Owned):
             raise
         finally:
             process.close_all(*(fd for _, fd in trees))
-        return self._hand_over(kit, blank.child, order)
+        made = self._hand_over(kit, blank.child, order)
+        made.was_blank = True
+        return made
 
     def _hand_over(self, kit: Kit, child: Child, order: _Order) -> Function:
         """Make a function of a kit and a child."""

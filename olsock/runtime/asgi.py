@@ -144,7 +144,7 @@ class Application(asyncio.Protocol):
             )
             return
         kind = websocket.WebSocket if meta.get("type") == "websocket" else http.Http
-        current = self._current = kind(self, request, meta.get("method", "GET"))
+        current = self._current = kind(self, request, meta)
         if kind is http.Http:
             current.on_frame(wire.BODY, flags, body)
         task = asyncio.get_running_loop().create_task(self._call(self._scope(meta), current))

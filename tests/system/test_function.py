@@ -421,7 +421,9 @@ def test_handles_are_enough_to_serve_a_function_without_privilege(start):
         )
         assert done.returncode == 0, done.stderr.decode()
     finally:
-        process.close_all(*(fd for fd in (*fds, handles.memory_events, handles.memory) if fd is not None))
+        process.close_all(
+            *(fd for fd in (*fds, handles.memory_events, handles.memory, handles.memory_peak) if fd is not None)
+        )
     said = json.loads(done.stdout)
     assert bytes.fromhex(said.pop("channel"))[0] in wire.FROM_BOX
     assert said == {

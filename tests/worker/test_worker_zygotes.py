@@ -286,6 +286,22 @@ def test_a_snapshot_with_packages(worker: WorkerProcess) -> None:
     assert snapshot(worker, "wrapped")["above"] in {each["key"] for each in nodes(worker, "markupsafe")}
 
 
+def test_a_snapshot_of_a_web_application(worker: WorkerProcess) -> None:
+    """The contract is found in the zygote, and what is mounted where is told to its children."""
+    code = (
+        "def f(environ, start_response):\n"
+        "    start_response('200 OK', [('content-type', 'text/plain')])\n"
+        "    return [(environ['SCRIPT_NAME'] + ' ' + environ['PATH_INFO']).encode()]\n"
+    )
+    worker.deploy("mounted", code, "snapshot: true\nzygote: wait\ncontract: wsgi\nreuse-sandbox: false\n")
+    deployed(worker, "mounted")
+    worker.until(lambda: snapshot(worker, "mounted")["state"] == "ready")
+    for _ in range(3):
+        reply = worker.request("/run/mounted/here", method="GET")
+        assert (reply.status, reply.body) == (200, b"/run/mounted /here")
+    worker.until(lambda: snapshot(worker, "mounted")["hits"] >= 1)
+
+
 @pytest.mark.fault
 def test_a_dead_snapshot_is_made_again(worker: WorkerProcess) -> None:
     code = "import os\nSTATE = os.urandom(8).hex()\ndef f(event):\n    return STATE\n"

@@ -284,7 +284,8 @@ class Broker:
         made = await self._zygotes.start(message, code, installation, options)
         if made is None:
             work = partial(self._cold, message, code, installation, options)
-            made = Made(await asyncio.get_running_loop().run_in_executor(self._pool, work), "", lambda: None)
+            function = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            made = Made(function, "", "cold", lambda: None)
         return made
 
     def _cold(self, message: Start, code: str, installation: Installation, options: dict[str, Any]) -> olsock.Function:
@@ -299,12 +300,15 @@ class Broker:
     def _hand_over(self, request: int, number: int) -> None:
         """Give the front what it needs to run and to stop the instance, and nothing that could reach beyond it."""
         instance = self._instances[number]
-        handles = instance.made.function.handles()
+        made = instance.made
+        handles = made.function.handles()
         fds = [handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd]
-        events, memory = handles.memory_events, handles.memory
-        fds += [fd for fd in (events, memory) if fd is not None]
+        optional = handles.memory_events, handles.memory, handles.memory_peak
+        fds += [fd for fd in optional if fd is not None]
         try:
-            self._send(Started(request, number, instance.made.key, events is not None, memory is not None), tuple(fds))
+            self._send(
+                Started(request, number, made.key, made.origin, *(fd is not None for fd in optional)), tuple(fds)
+            )
         finally:
             broker_protocol.close_all([*fds, handles.events])
 

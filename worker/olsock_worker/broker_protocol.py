@@ -27,6 +27,9 @@ Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Text = Annotated[str, msgspec.Meta(max_length=255)]
 _Path = Annotated[str, msgspec.Meta(max_length=512)]
 _Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+# What a new instance begins from: a fresh interpreter, a node of a tree, a function's own zygote, one of packages that are
+# kept by hand, or a child of any zygote that was forked ahead.
+Origin = Literal["cold", "tree node", "function zygote", "zygote", "blank"]
 _Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Imports = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=200)]
 
@@ -162,14 +165,17 @@ class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
 class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=True):
     """An instance is there. Descriptors: channel, freeze, kill, log, pidfd; with `events` also memory.events.
 
-    With `memory` there is one more, read-only, of the file that says how many bytes are charged to it.
+    With `memory` and with `peak` there is one more each, read-only, of the files that say how many bytes are charged to it,
+    and how many were at most.
     """
 
     id: int
     instance: int
     zygote: str  # key of the one that it was forked from; "": a fresh interpreter
+    origin: Origin
     events: bool
     memory: bool = False
+    peak: bool = False
 
 
 class Installed(msgspec.Struct, frozen=True, tag="installed", forbid_unknown_fields=True):

@@ -57,7 +57,6 @@ class Told(msgspec.Struct, frozen=True):
     client_context: dict[str, object] | None = None
     arn: str | None = None
     trace: str | None = None
-    visit: Visit | None = None  # of a function URL: the request is the client's own
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -93,6 +92,7 @@ class Call:
         "target",
         "told",
         "version",
+        "visit",
     )
 
     def __init__(
@@ -115,6 +115,7 @@ class Call:
         self.sent = 0.0  # when the sandbox got it
         self.instance: Instance | None = None
         self.told: Told | None = None
+        self.visit: Visit | None = None  # of a function URL: the request is the client's own
         self.failure: Failure | None = None
         self.on_abandon: Callable[[Call], None] | None = None
 

@@ -1,12 +1,14 @@
 """What the function store has, as the front serves it: LATEST versions always, published ones once they are called.
 
 Each version that is served is a function of its own under a key: its name, and for a published one `:` and the number. What is
-asked for with every call (aliases, reservations, which versions there are) is kept in memory as it is in the store.
+asked for with every call (aliases, reservations, rules for events, which versions there are) is kept in memory as the store has
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from olsock_worker import configurations
 from olsock_worker.layering import Layering, merged
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import Deployment
-from olsock_worker.store.records import LATEST, Absent, Alias, FunctionUrl, Provision, Version
+from olsock_worker.store.records import LATEST, Absent, Alias, EventInvoke, FunctionUrl, Provision, Version
 
 if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
@@ -68,9 +70,9 @@ class Catalog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
-        self._reserved: dict[str, int] = {}
         self._urls: dict[str, FunctionUrl] = {}
         self._provisions: dict[tuple[str, str], Provision] = {}
+        self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
         self.on_change: Callable[[str], None] = lambda _name: None  # what is known of a function has changed
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
@@ -110,14 +112,23 @@ class Catalog:
         for key in [each for each in self._aliases if each[0] == name]:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
-        self._reserved.pop(name, None)
-        if reserved is not None:
-            self._reserved[name] = reserved
+        self._fleet.concurrency.reserve(name, reserved)
         others = {key: url for key, url in self._urls.items() if url.function != name}
         self._urls = others | {url.id: url for url in urls}
         kept = {key: each for key, each in self._provisions.items() if key[0] != name}
         self._provisions = kept | {(name, each.qualifier): each for each in provisions}
+        rules = await self.ask(self._rules, name)
+        for key in [each for each in self._event_invokes if each[0] == name]:
+            del self._event_invokes[key]
+        self._event_invokes |= {(name, each.qualifier): each for each in rules}
         self.on_change(name)
+
+    def _rules(self, name: str) -> list[EventInvoke]:
+        found: list[EventInvoke] = []
+        with contextlib.suppress(Absent):
+            while page := self._store.event_invokes.list(name, found[-1].qualifier if found else "", _PAGE):
+                found += page
+        return found
 
     def _read(self, name: str) -> tuple[list[Alias], int | None, list[FunctionUrl], list[Provision]]:
         found: list[Alias] = []
@@ -231,23 +242,21 @@ class Catalog:
         """Return how many instances are to be kept initialised, of one function or in all."""
         return sum(each.instances for each in self._provisions.values() if name in (None, each.function))
 
-    def reserved(self, name: str) -> int | None:
-        """Return how many calls are reserved for a function."""
-        return self._reserved.get(name)
-
     def url(self, number: str) -> FunctionUrl | None:
         """Return a function URL by its id."""
         return self._urls.get(number)
 
-    def throttled(self, name: str) -> bool:
-        """Say whether as many calls of a function run or wait as are reserved for it."""
-        reserved = self._reserved.get(name)
-        if reserved is None:
-            return False
-        functions = [self._fleet.functions.get(key_of(name, each)) for each in self._versions.get(name, ())]
-        waiting = sum(len(each.queue) for each in functions if each is not None)
-        running = sum(each.call is not None and each.function in functions for each in self._fleet.instances)
-        return waiting + running >= reserved
+    def throttled(self, name: str) -> str:
+        """Say why no further call of a function is taken now, in AWS's words; "" if one is."""
+        return self._fleet.concurrency.over(name)
+
+    def off(self, name: str) -> bool:
+        """Say whether no call of a function may run at all."""
+        return self._fleet.concurrency.off(name)
+
+    def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
+        """Return the rules for events that are set for a version or an alias."""
+        return self._event_invokes.get((name, qualifier))
 
     async def function(self, name: str, number: str) -> Function:
         """Return a version, served. Raises `Absent` and `NotReady`."""

@@ -28,10 +28,13 @@ from olsock_worker.deployer import Deployer
 from olsock_worker.doors import Door
 from olsock_worker.downloads import Downloads
 from olsock_worker.edge import Edge
+from olsock_worker.events.dispatcher import Dispatcher
+from olsock_worker.events.sqlite import SqliteQueue
+from olsock_worker.events.targets import Targets
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
-from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.logs import FunctionLog, WorkerLog, prune
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
 from olsock_worker.provisioning import Provisioning
@@ -46,6 +49,7 @@ from olsock_worker.urls import Urls
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
+_SOON = 0.02  # seconds that a line of a log waits for others
 _AGAIN = 0.1  # seconds after which the broker is told what it could not be told
 _LOST_BROKER, _BAD_STORE = 3, 4  # exit statuses
 
@@ -66,6 +70,7 @@ class Front:
         control: socket.socket | None = None,
     ) -> None:
         self._settings = settings
+        self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._logs = logs_fd
         self._log = WorkerLog("front")
@@ -94,10 +99,17 @@ class Front:
         self._provisioning = Provisioning(self._catalog, self._fleet)
         uploads = Uploads(self._broker, code, settings)
         self._routes.downloads = Downloads(code, self._routes.refuse, self._log)
+        self._targets = Targets(self._catalog, self._fleet, self._deployer, self._routes.failures)
+        self._events = Dispatcher(SqliteQueue(store_fd, settings.events), self._targets, settings, self._log)
+        self._routes.events = self._events.figures
         self._routes.control = Control(
             *(self._catalog, uploads, code, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(Addresses(calls_at, control_at, settings.url_base), self._routes.downloads),
-            *(self._provisioning, self._log),
+            addresses=Addresses(calls_at, control_at, settings.url_base),
+            downloads=self._routes.downloads,
+            provisioning=self._provisioning,
+            log=self._log,
+            events=self._events,
+            logs_fd=logs_fd,
         )
         self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
         self._garbage: set[str] = set()  # versions that were current once
@@ -109,7 +121,7 @@ class Front:
 
     async def run(self) -> None:
         """Serve until told to drain."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._broker.attach(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_drain)
@@ -119,6 +131,7 @@ class Front:
             if listener is not None:
                 self._servers.append(await loop.create_server(edge.protocol, sock=listener, backlog=_BACKLOG))
         self._servers.append(await loop.create_unix_server(self._local_edge.protocol, sock=self._local))
+        self._events.start()
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -151,6 +164,7 @@ class Front:
         finally:
             os.close(fd)
         self._apply(changes)
+        self._targets.known = True
         await self._collect()
 
     async def _open_registry(self) -> int:
@@ -195,6 +209,8 @@ class Front:
             self._broker.request(Remove(id=self._broker.number(), name=name), _ignore)
             self._retire(function.deployment)
             function.close()
+        if ":" not in name:
+            self._events.end(name)
 
     def _deploy(self, deployment: Deployment) -> None:
         """Go over to a version that is new, as soon as what it requires is there."""
@@ -217,7 +233,8 @@ class Front:
         self._routes.failures.pop(deployment.name, None)
         if function is None:
             settings = self._settings
-            log = FunctionLog(self._logs, deployment.name, int(settings.log_bytes), settings.log_files)
+            sizes = int(settings.log_bytes), settings.log_files
+            log = FunctionLog(self._logs, deployment.name, *sizes, partial(self._loop.call_later, _SOON))
             functions[deployment.name] = Function(deployment, self._fleet, log, self._log)
         else:
             self._retire(function.deployment)
@@ -288,6 +305,7 @@ class Front:
                 await loop.run_in_executor(None, self._registry.forget, path)
         await loop.run_in_executor(None, self._catalog.layering.collect, current | running | starting)
         await loop.run_in_executor(None, self._locks.keep, self._registry.names | self._catalog.keys)
+        await loop.run_in_executor(None, prune, self._logs, int(self._settings.logs_bytes))
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 
@@ -313,6 +331,7 @@ class Front:
     async def _drain(self) -> None:
         """Accept no more, answer what came, give up after the grace."""
         self._log("info", "draining", running=self._fleet.running)
+        self._events.stop()
         edges = self._edge, self._local_edge, self._control_edge
         for edge in edges:
             edge.drain()
@@ -328,7 +347,10 @@ class Front:
             if not any(map(len, edges)) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
+        for function in self._fleet.functions.values():
+            function.log.close()
         self._log("info", "drained", cut=sum(edge.busy for edge in edges))
+        await self._events.close()
         await loop.run_in_executor(None, self._catalog.close)
 
 

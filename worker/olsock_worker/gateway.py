@@ -153,9 +153,15 @@ def _text(headers: dict[str, str], body: bytes) -> str | None:
         return None
 
 
-def event(call: Call, url_id: str, client: str, key: str | None) -> bytes:
-    """Return the event for a request at a function URL; `key` is that of whoever has signed it, None if nobody had to."""
-    headers = {name: ",".join(part.strip() for part in _values(call, name)) for name in call.headers}
+def event(call: Call, fields: list[tuple[str, str]], url_id: str, client: str, key: str | None) -> bytes:
+    """Return the event for a request at a function URL, with headers as they are to be told.
+
+    `client` is an address, `key` that of whoever has signed the request, None if nobody had to.
+    """
+    headers: dict[str, str] = {}
+    for name, value in fields:
+        separator = "; " if name == "cookie" else ","
+        headers[name] = f"{headers[name]}{separator}{value.strip()}" if name in headers else value.strip()
     cookies = headers.pop("cookie", "")
     path = call.path or "/"
     host = headers.get("host", "")
@@ -199,14 +205,6 @@ def event(call: Call, url_id: str, client: str, key: str | None) -> bytes:
         made["body"] = base64.b64encode(call.body).decode() if text is None else text
         made["isBase64Encoded"] = text is None
     return msgspec.json.encode(made)
-
-
-def _values(call: Call, name: str) -> list[str]:
-    """Return what a header says, once for each time that it came; of a cookie all in one."""
-    if not call.repeats:
-        return [call.headers[name]]
-    found = [value for each, value in call.fields() if each == name]
-    return ["; ".join(found)] if name == "cookie" else found
 
 
 def _pairs(query: str) -> dict[str, str]:

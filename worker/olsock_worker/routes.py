@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from olsock_worker.doors import Door
     from olsock_worker.downloads import Downloads
     from olsock_worker.edge import Edge
+    from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
     from olsock_worker.locks import Locks
     from olsock_worker.logs import WorkerLog
@@ -59,6 +60,7 @@ class Routes:
         self.control: Control  # of the API
         self.urls: Urls
         self.downloads: Downloads
+        self.events: Figures  # of asynchronous invocations
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -89,7 +91,9 @@ class Routes:
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
             elif path == b"/metrics":
-                self._text(call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes))
+                self._text(
+                    call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes, self.events)
+                )
             elif self.control.takes(path):
                 self.control.handle(call, path, query, door.access)
             else:
@@ -113,9 +117,6 @@ class Routes:
             self.refuse(
                 call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
             )
-            return
-        if self.control.throttled(name):
-            self.refuse(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
             return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)
@@ -203,6 +204,11 @@ class Routes:
             shown["runtime"] = function.config.runtime
         if function.error:
             shown["error"] = function.error
+        if function.retries.failures:
+            shown["init"] = {
+                "failures": function.retries.failures,
+                "retry_s": round(function.retries.pause(monotonic()), 3),
+            }
         if function.config.zygote == "off":
             shown["zygote"] = "off"
         else:
@@ -231,6 +237,7 @@ class Routes:
             "instances": self._fleet.states(),
             "memory": self._measures.summary(self._fleet.instances),
             "zygotes": self._zygotes(),
+            "events": self.events.summary(),
             "evicted": dict(self._fleet.evicted),
             "refused": dict(sorted(self._refused.items())),
             "connections": len(self.edge),

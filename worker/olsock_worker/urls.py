@@ -70,9 +70,9 @@ class Urls:
                 return  # the client has gone meanwhile
             mount, call.path = parts
             call.query = query.decode("ascii", "replace")
-            visit = Visit(call, url, mount, key, int(self._fleet.settings.http.reply))
+            call.visit = Visit(call, url, mount, key, self._fleet.settings.http)
             arn = names.arn(url.function, url.qualifier or None)
-            call.told = Told(arn=arn, trace=call.headers.get("x-amzn-trace-id"), visit=visit)
+            call.told = Told(arn=arn, trace=call.headers.get("x-amzn-trace-id"))
             await self._submit(call, url)
         except ApiError as error:
             self._refuse(call, 403, "forbidden", error.message, ())
@@ -93,7 +93,5 @@ class Urls:
         config = function.config
         if call.method not in (config.methods or _KNOWN):
             self._refuse(call, 405, "method_not_allowed", "not a method of this function", (("allow", config.allow()),))
-        elif self._catalog.throttled(url.function):
-            self._refuse(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
         elif call.connection is not None:
             function.submit(call)

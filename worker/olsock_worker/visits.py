@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from olsock_worker import cors, gateway, responses
+from olsock_worker import cors, forwarding, gateway, responses
 from olsock_worker.calls import Failure
 from olsock_worker.gateway import ResultError
 from olsock_worker.heads import Head
@@ -16,6 +16,7 @@ from olsock_worker.responses import JSON, Error
 
 if TYPE_CHECKING:
     from olsock_worker.calls import Call, Client
+    from olsock_worker.settings import Http
     from olsock_worker.store.records import FunctionUrl
     from olsock_worker.streams import Source
 
@@ -26,11 +27,11 @@ _FAILED = 502  # a function's failure is that of a gateway's backend, as AWS has
 class Visit:
     """Stands between the call and its connection."""
 
-    def __init__(self, call: Call, url: FunctionUrl, mount: str, key: str | None, room: int) -> None:
-        """`mount` is what the path begins with, `key` whose signature there is, `room` the most bytes that are collected."""
+    def __init__(self, call: Call, url: FunctionUrl, mount: str, key: str | None, http: Http) -> None:
+        """`mount` is what the path begins with, `key` whose signature there is."""
         self.mount = mount
         self._client = cast("Client", call.connection)
-        self._url, self._key, self._room = url, key, room
+        self._url, self._key, self._http, self._room = url, key, http, int(http.reply)
         self._is_event = False
         self._lines = b""
         if url.cors is not None:
@@ -44,7 +45,8 @@ class Visit:
     def as_event(self, call: Call) -> None:
         """Make an event of the request: it is no web application that will get it."""
         self._is_event = True
-        call.body = gateway.event(call, self._url.id, self._client.addresses()[0][0], self._key)
+        address, fields = forwarding.told(call, self._client.addresses()[0][0], self._http.trusted_proxies)
+        call.body = gateway.event(call, fields, self._url.id, address, self._key)
 
     def step_aside(self, call: Call) -> None:
         """Leave the connection to a WebSocket, which has no headers to add."""

@@ -246,7 +246,7 @@ class Zygotes:
             snapshot.release(live)
             return None
         snapshot.forked()
-        return Made(function, snapshot.key, lambda: snapshot.release(live))
+        return Made(function, snapshot.key, "function zygote", lambda: snapshot.release(live))
 
     async def _from_tree(
         self, message: Start, code: str, installation: Installation, options: dict[str, Any]
@@ -271,7 +271,7 @@ class Zygotes:
             return None
         if function is None:
             return None
-        return Made(function, forest.key(function.forked_from or ""), lambda: None)
+        return Made(function, forest.key(function.forked_from or ""), "tree node", lambda: None)
 
     # -- function zygotes ---------------------------------------------------------------------------------------------
 
@@ -290,8 +290,6 @@ class Zygotes:
                     closure,
                     imports,
                     env=deploy.env,
-                    contract=deploy.contract,
-                    root_path=deploy.root_path,
                     memory=self._settings.zygote_memory,
                     timeout=self._settings.start_timeout,
                     blanks=blanks,

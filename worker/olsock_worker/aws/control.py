@@ -1,4 +1,4 @@
-"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry is here as well."""
+"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry and dead letters are here as well."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
+from olsock_worker.aws.dead_letters import DeadLetters
 from olsock_worker.aws.errors import ApiError, absent
+from olsock_worker.aws.event_invokes import EventInvokes
 from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
 from olsock_worker.aws.layers import Layers
+from olsock_worker.aws.logs import Logs
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
 from olsock_worker.aws.provisions import Provisions
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
     from olsock_worker.downloads import Downloads
+    from olsock_worker.events.dispatcher import Dispatcher
     from olsock_worker.fleet import Fleet
     from olsock_worker.logs import WorkerLog
     from olsock_worker.provisioning import Provisioning
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
     from olsock_worker.store.records import Code
     from olsock_worker.uploads import Uploads
 
-_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry)(?:/|$)")
+_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry|dead-letters|logs)(?:/|$)")
 _FIELDS = 64  # of a query
 _STORE = {
     Absent: "ResourceNotFoundException",
@@ -64,6 +68,8 @@ class Control:
         downloads: Downloads,
         provisioning: Provisioning,
         log: WorkerLog,
+        events: Dispatcher,
+        logs_fd: int,
     ) -> None:
         uploading = Uploading(catalog, uploads, fleet.settings)
 
@@ -72,15 +78,16 @@ class Control:
 
         layers = Layers(catalog, uploading, location, code, fleet.settings)
         functions = Functions(catalog, uploads, uploading, layers, location, fleet, deployer, failures, registry)
-        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
+        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet, events)
+        event_invokes, dead_letters = EventInvokes(catalog), DeadLetters(events)
         stream = partial(invocations.invoke, way=StreamedInvocation)
         openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)
-        self.throttled = catalog.throttled
         self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
         concurrency, url = f"functions{one}/concurrency", f"/2021-10-31/functions{one}/url"
         layer, provisioned = f"/2018-10-31/layers{one}", f"/2019-09-30/functions{one}/provisioned-concurrency"
+        rules = f"/2019-09-25/functions{one}/event-invoke-config"
         provisions = Provisions(catalog, provisioning, fleet.settings.instances)
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
@@ -103,6 +110,11 @@ class Control:
             ("PUT", f"/2017-10-31/{concurrency}", functions.put_concurrency),
             ("DELETE", f"/2017-10-31/{concurrency}", functions.delete_concurrency),
             ("GET", f"/2019-09-30/{concurrency}", functions.get_concurrency),
+            ("PUT", rules, event_invokes.put),
+            ("POST", rules, event_invokes.update),
+            ("GET", rules, event_invokes.get),
+            ("DELETE", rules, event_invokes.delete),
+            ("GET", f"{rules}/list", event_invokes.list),
             ("POST", f"/2017-03-31/tags{one}", functions.tag),
             ("DELETE", f"/2017-03-31/tags{one}", functions.untag),
             ("GET", f"/2017-03-31/tags{one}", functions.list_tags),
@@ -120,6 +132,11 @@ class Control:
             ("GET", f"{layer}/versions{one}", layers.get),
             ("DELETE", f"{layer}/versions{one}", layers.delete),
             ("GET", "/2016-08-19/account-settings/?", functions.account),
+            ("GET", "/dead-letters/?", dead_letters.list),
+            ("GET", f"/dead-letters{one}", dead_letters.show),
+            ("DELETE", f"/dead-letters{one}", dead_letters.delete),
+            ("POST", f"/dead-letters{one}/retry", dead_letters.retry),
+            ("GET", f"/logs{one}", Logs(logs_fd, fleet).read),
             ("GET", "/registry/?", openlambda.list),
             ("POST", f"/registry{one}", openlambda.upload),
             ("DELETE", f"/registry{one}", openlambda.delete),

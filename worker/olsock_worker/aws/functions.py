@@ -284,10 +284,6 @@ class Functions:
         """PutFunctionConcurrency."""
         name = names.plain(request.names[0])
         calls = parameters.decode(request.call.body, Concurrency).reserved_concurrent_executions
-        if calls > self._fleet.settings.instances:
-            raise invalid(
-                f"ReservedConcurrentExecutions {calls}: this worker runs {self._fleet.settings.instances} at one time"
-            )
         provisioned = self._catalog.provisioned(name)
         if calls < provisioned:
             raise invalid(f"ReservedConcurrentExecutions {calls}: {provisioned} instances are provisioned for {name}")
@@ -301,6 +297,13 @@ class Functions:
 
     async def _reserve(self, name: str, calls: int | None) -> None:
         async with self._catalog.writing:
+            concurrency = self._fleet.concurrency
+            if calls and not concurrency.fits(name, calls):  # 0 takes nothing from the others
+                await self._catalog.ask(self._store.reserved, name)  # raises if there is no such function
+                raise invalid(
+                    "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution "
+                    f"below its minimum value of [{concurrency.least}]."
+                )
             await self._catalog.ask(self._store.reserve, name, calls)
             await self._catalog.refresh(name)
 
@@ -345,8 +348,8 @@ class Functions:
             "TotalCodeSize": settings.store_bytes,
             "CodeSizeUnzipped": settings.code,
             "CodeSizeZipped": settings.http.upload,
-            "ConcurrentExecutions": settings.instances,
-            "UnreservedConcurrentExecutions": settings.instances,
+            "ConcurrentExecutions": settings.concurrent_executions,
+            "UnreservedConcurrentExecutions": self._fleet.concurrency.unreserved,
         }
         used = {"TotalCodeSize": usage.bytes, "FunctionCount": usage.functions}
         return Answer(200, {"AccountLimit": limit, "AccountUsage": used})

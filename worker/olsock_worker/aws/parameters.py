@@ -11,13 +11,15 @@ import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import psutil
 from msgspec import UNSET, UnsetType
 
 from olsock_worker.aws.errors import invalid
 from olsock_worker.store.records import Configuration, Cors
 
 _ENVIRONMENT = 4096  # bytes of names and values
-_MEMORY, _STORAGE, _TIMEOUT = (64, 1 << 20), (512, 32_768), (1, 900)
+_MEMORY = 64, psutil.virtual_memory().total >> 20  # MB
+_STORAGE, _TIMEOUT = (512, 32_768), (1, 900)  # MB, seconds
 _VARIABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]+", re.ASCII)
 _RUNTIME = re.compile(r"python3\.[0-9]{1,2}", re.ASCII)
 _RESERVED = re.compile(r"_HANDLER|_X_AMZN_TRACE_ID|AWS_(DEFAULT_)?REGION|AWS_EXECUTION_ENV|AWS_LAMBDA_.*|LAMBDA_.*|TZ")

@@ -30,18 +30,18 @@ class Provisions:
         count = parameters.decode(request.call.body, Provisioned).provisioned_concurrent_executions
         wanted = Provision(name, qualifier, count, now())
         async with self._catalog.writing:
-            self._check(wanted)
+            await self._check(wanted)
             await self._catalog.ask(self._store.put, wanted)
             await self._catalog.refresh(name)
         return Answer(202, self._shape(wanted))
 
-    def _check(self, wanted: Provision) -> None:
+    async def _check(self, wanted: Provision) -> None:
         """Refuse more than can run, of the function or in all."""
         name = wanted.function
         before = sum(each.instances for each in self._catalog.provisions(name) if each.qualifier == wanted.qualifier)
         of_function = self._catalog.provisioned(name) - before + wanted.instances
         in_all = self._catalog.provisioned() - before + wanted.instances
-        reserved = self._catalog.reserved(name)
+        reserved = await self._catalog.ask(self._catalog.store.reserved, name)
         if reserved is not None and of_function > reserved:
             raise invalid(
                 f"ProvisionedConcurrentExecutions: {of_function} in all, and {reserved} calls are reserved for it"

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from olsock_worker.store.records import Alias, Code, Configuration, FunctionUrl, LayerVersion, Provision, Usage, Version
+from olsock_worker.store.records import (
+    Alias,
+    Code,
+    Configuration,
+    EventInvoke,
+    FunctionUrl,
+    LayerVersion,
+    Provision,
+    Usage,
+    Version,
+)
 
 
 class UrlStore(Protocol):
@@ -59,6 +69,22 @@ class ProvisionStore(Protocol):
         """Return those of one function, by qualifier."""
 
 
+class EventInvokeStore(Protocol):
+    """Rules for events, at most one for each version and alias, with which they go. As `FunctionStore` in all else."""
+
+    def put(self, rules: EventInvoke) -> None:
+        """Set the rules of a version or an alias that exists."""
+
+    def get(self, name: str, qualifier: str) -> EventInvoke:
+        """Return the rules of one."""
+
+    def delete(self, name: str, qualifier: str) -> None:
+        """Remove the rules of one."""
+
+    def list(self, name: str, after: str, most: int) -> list[EventInvoke]:
+        """Return the rules of a function, by qualifier."""
+
+
 class FunctionStore(Protocol):
     """Functions with their versions, aliases, tags and reservations.
 
@@ -78,6 +104,10 @@ class FunctionStore(Protocol):
     @property
     def provisions(self) -> ProvisionStore:
         """Provisioned concurrency."""
+
+    @property
+    def event_invokes(self) -> EventInvokeStore:
+        """Rules for events."""
 
     def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
         """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""

@@ -126,6 +126,16 @@ class LayerVersion(msgspec.Struct, frozen=True):
     created: str  # ISO 8601, UTC
 
 
+class EventInvoke(msgspec.Struct, frozen=True):
+    """How often and for how long events for a function are tried; None: as the worker's settings have it."""
+
+    function: str
+    qualifier: str  # LATEST, the number of a version or the name of an alias
+    retries: int | None
+    age: int | None  # seconds
+    modified: float  # time()
+
+
 class Usage(msgspec.Struct, frozen=True):
     """What a store holds."""
 

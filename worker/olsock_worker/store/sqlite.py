@@ -1,13 +1,9 @@
-"""The store of a single host: SQLite with a write-ahead log, synced at every commit, one connection that reads and writes.
-
-The library comes with the package apsw rather than with the interpreter: before 3.51.3 a reset of the log could corrupt a
-database. The file is reached by the descriptor of its directory, since the front cannot enter the directories above.
-"""
+"""The store of a single host: a database with one connection that reads and writes."""
 
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +12,9 @@ from typing import Any
 import apsw
 import msgspec
 
-from olsock_worker.store import layers, provisions, urls
+from olsock_worker.store import event_invokes, layers, provisions, urls
+from olsock_worker.store.database import connect
+from olsock_worker.store.event_invokes import EventInvokeTable
 from olsock_worker.store.layers import LayerTable
 from olsock_worker.store.provisions import ProvisionTable
 from olsock_worker.store.records import (
@@ -59,36 +57,19 @@ _VERSION = "function, number, digest, sha256, size, ol_yaml, configuration, requ
 _ALIAS = "function, name, version, weights, description, revision"
 
 
-class _Directory(apsw.VFS):
-    """Files below a descriptor: SQLite itself would look every path up from the root, which may be closed to us."""
-
-    def __init__(self, name: str, directory_fd: int) -> None:
-        super().__init__(name, base="")
-        self._directory = directory_fd
-
-    def xFullPathname(self, name: str) -> str:
-        """Return a path by which the kernel goes straight to the directory."""
-        return f"/proc/self/fd/{self._directory}/{name}"
-
-
 class SqliteStore:
     """A `FunctionStore` in the directory `directory_fd`, which has to stay open."""
 
     def __init__(self, directory_fd: int) -> None:
-        vfs = f"olsock-{secrets.token_hex(8)}"
-        self._vfs = _Directory(vfs, directory_fd)
         try:
-            self._db = apsw.Connection(FILE, vfs=vfs)
-            self._db.set_busy_timeout(5000)
-            self._db.transaction_mode = "IMMEDIATE"
-            for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
-                self._db.pragma(name, value)
+            self._vfs, self._db = connect(directory_fd, FILE)
             with self._db:
                 self._prepare()
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
         self.urls, self.layers = UrlTable(self._transaction), LayerTable(self._transaction)
         self.provisions = ProvisionTable(self._transaction)
+        self.event_invokes = EventInvokeTable(self._transaction)
 
     def _prepare(self) -> None:
         found = self._db.pragma("user_version")
@@ -99,7 +80,7 @@ class SqliteStore:
             raise StoreError(
                 f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
             )
-        self._db.execute(urls.TABLES + layers.TABLES + provisions.TABLES)
+        self._db.execute(urls.TABLES + layers.TABLES + provisions.TABLES + event_invokes.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -188,6 +169,7 @@ class SqliteStore:
                 raise Conflict(f"version {number} of {name} is used by the aliases {users}")
             db.execute("DELETE FROM versions WHERE function = ? AND number = ?", (name, _number(number)))
             provisions.forget(db, name, number)
+            event_invokes.forget(db, name, number)
 
     def version(self, name: str, number: str) -> Version:
         """Return one version."""
@@ -249,6 +231,7 @@ class SqliteStore:
             db.execute("DELETE FROM aliases WHERE function = ? AND name = ?", (name, alias))
             urls.forget(db, name, alias)
             provisions.forget(db, name, alias)
+            event_invokes.forget(db, name, alias)
 
     def alias(self, name: str, alias: str) -> Alias:
         """Return one alias."""
@@ -356,18 +339,17 @@ class SqliteStore:
 
 def snapshot(directory_fd: int) -> tuple[bytes, set[str]]:
     """Return the database as it is at one moment, and the contents that it refers to. Another process may be using it."""
-    vfs = f"olsock-{secrets.token_hex(8)}"
-    _directory = _Directory(vfs, directory_fd)  # known by its name for as long as it lives
+    os.stat(FILE, dir_fd=directory_fd, follow_symlinks=False)  # or it would be made
+    vfs, live = connect(directory_fd, FILE)
     with contextlib.ExitStack() as stack:
-        live = apsw.Connection(FILE, vfs=vfs, flags=apsw.SQLITE_OPEN_READWRITE)
         stack.callback(live.close)
-        live.set_busy_timeout(5000)
         copy = apsw.Connection(":memory:")
         stack.callback(copy.close)
         with copy.backup("main", live, "main") as backup:
             while not backup.done:
                 backup.step()
         data = bytearray(copy.serialize("main"))
+    del vfs
     data[18:20] = b"\x01\x01"  # no write-ahead log beside it: https://sqlite.org/c3ref/deserialize.html
     return bytes(data), examine(bytes(data))
 
