@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from aws_client import active, client, create, invoke, zipped
+from aws_client import ROLE, active, client, create, invoke, zipped
 from worker_process import WorkerProcess
 
 from olsock_worker.downloads import Downloads
@@ -136,23 +137,35 @@ def test_addresses_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused == [(403, "forbidden")]
 
 
-def test_curl_and_the_aws_command(worker: WorkerProcess, aws: Any, tmp_path: Path) -> None:
-    create(aws, "curled", FILES)
+def test_the_aws_command(worker: WorkerProcess, tmp_path: Path) -> None:
+    """Layers, function URLs and provisioned concurrency from a shell; what curl gets is the code."""
+    (tmp_path / "code.zip").write_bytes(zipped(FILES))
+    (tmp_path / "layer.zip").write_bytes(zipped({"python/x.py": "X = 1\n"}))
     environment = {
         **os.environ,
-        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    shown = subprocess.run(
-        [
-            *(sys.executable, "-m", "awscli", "lambda", "--endpoint-url", f"http://127.0.0.1:{worker.port}"),
-            *("get-function", "--function-name", "curled", "--query", "Code.Location", "--output", "text"),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    assert set(fetch(shown)) == set(FILES)
-    aws.delete_function(FunctionName="curled")
+
+    def run(*argv: str) -> Any:
+        command = [sys.executable, "-m", "awscli", "lambda", *argv, "--endpoint-url", f"http://127.0.0.1:{worker.port}"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout or b"null")
+
+    name = ("--function-name", "typed")
+    layer = run("publish-layer-version", "--layer-name", "typed", "--zip-file", "fileb://layer.zip")["LayerVersionArn"]
+    how = ("--runtime", "python3.11", "--handler", "app.handler", "--role", ROLE, "--zip-file", "fileb://code.zip")
+    assert run("create-function", *name, *how, "--layers", layer, "--publish")["Layers"][0]["Arn"] == layer
+    run("wait", "function-active-v2", *name)
+    url = run("create-function-url-config", *name, "--auth-type", "NONE")["FunctionUrl"]
+    with urllib.request.urlopen(url, timeout=20) as reply:
+        assert reply.read() == b"1"
+    run("put-provisioned-concurrency-config", *name, "--qualifier", "1", "--provisioned-concurrent-executions", "1")
+    location = run("get-function", *name, "--query", "Code.Location")
+    fetched = subprocess.run(["curl", "-sf", location], capture_output=True, check=True).stdout
+    with zipfile.ZipFile(io.BytesIO(fetched)) as archive:
+        assert set(FILES) <= set(archive.namelist())
+    run("delete-function", *name)
+    run("delete-layer-version", "--layer-name", "typed", "--version-number", "1")
