@@ -23,9 +23,9 @@ from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.memory import Memory
 from olsock.owned import Owned
 from olsock.readiness import Ready
-from olsock.rootfs import TASK
+from olsock.rootfs import OPT, TASK
 from olsock.runtime import wire
-from olsock.spec import USER, FunctionSpec
+from olsock.spec import USER, FunctionSpec, ZygoteSpec
 from olsock.streams import Stream
 
 LOG_LIMIT = 64 * 1024
@@ -307,7 +307,7 @@ class Function(Owned):
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     """The first frame to a handler's runtime: what to import. It waits in the channel until there is a runtime."""
-    told = config_of(str(spec.handler), spec.env, interpreter)
+    told = config_of(str(spec.handler), spec.env, interpreter, spec.opt)
     if not spec.measure:
         told["measure"] = False
     if spec.contract != "auto":
@@ -320,9 +320,10 @@ def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     return wire.message(wire.CONFIG, 0, meta)
 
 
-def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter) -> dict[str, Any]:
+def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter, opt: str | None) -> dict[str, Any]:
     """What a runtime is told about its function."""
     return {
+        **({} if opt is None else {"opt": OPT}),
         "code": TASK,
         "handler": handler,
         "env": {**ENVIRONMENT, **env},
@@ -363,14 +364,28 @@ def bind_directory(directory: str, field: str) -> int:
     return tree
 
 
+def own_trees(spec: FunctionSpec | ZygoteSpec) -> list[tuple[str, int]]:
+    """What is a function's own among the mounts: where to, and detached trees, which are the caller's to close."""
+    trees: list[tuple[str, int]] = []
+    try:
+        for target, source, name in ((TASK, spec.code, "code"), (OPT, spec.opt, "opt")):
+            if source is not None:
+                trees.append((target, bind_directory(source, name)))
+    except BaseException:
+        process.close_all(*(tree for _, tree in trees))
+        raise
+    return trees
+
+
 def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) -> Parts:
     """A fresh interpreter in a sandbox: an init with one command, the runtime's handler loop."""
     program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
     base = host.bases.place(interpreter.recipe(spec.network != "none"))
     over = Mounts.private(spec)
-    code = bind_directory(spec.code, "code")
+    trees = own_trees(spec)
     try:
-        over.tree(TASK, code)
+        for target, tree in trees:
+            over.tree(target, tree)
         setup = Setup(
             root=base,
             mounts=over,
@@ -381,7 +396,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
         )
         blank = host.blanks.make(spec.limits, setup)
     finally:
-        os.close(code)
+        process.close_all(*(tree for _, tree in trees))
     leaf, box = blank.leaf, blank.box
     pidfd = -1
     ends = Endpoints()

@@ -164,7 +164,7 @@ class Application(asyncio.Protocol):
         self.server.mend()
 
     def _scope(self, meta: dict[str, Any]) -> dict[str, Any]:
-        root, path = self.server.config.get("root_path", ""), meta.get("path") or "/"
+        root, path = meta.get("root_path", self.server.config.get("root_path", "")), meta.get("path") or "/"
         kind = meta.get("type", "http")
         scope: dict[str, Any] = {
             "type": kind,

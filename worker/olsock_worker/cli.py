@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import click
 
+from olsock_worker.cli_backup import backup, restore
 from olsock_worker.cli_dead_letters import dead_letters
 from olsock_worker.cli_fn import fn
 from olsock_worker.cli_logs import logs
@@ -195,6 +196,8 @@ def tree(state: str, svg: str | None) -> None:
 fn.add_command(logs)
 main.add_command(fn)
 fn.add_command(dead_letters)
+main.add_command(backup)
+main.add_command(restore)
 
 
 @main.command()
@@ -232,14 +235,14 @@ def down(state: str, timeout: float, force: bool) -> None:
 
 def _get(worker: Running, path: str) -> tuple[int, bytes]:
     """Ask a worker for one of its own pages; return the status and the body."""
-    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=5.0)
+    connection = http.client.HTTPConnection(worker.control_host, worker.control_port, timeout=5.0)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise click.ClickException(
-            f"pid {worker.pid} does not answer on {worker.host}:{worker.port}: {error}"
+            f"pid {worker.pid} does not answer on {worker.control_host}:{worker.control_port}: {error}"
         ) from None
 
 

@@ -34,6 +34,9 @@ def effective(version: Version, defaults: FunctionDefaults) -> FunctionConfig:
         "_HANDLER": config.handler.replace(":", "."),
         "TZ": ":UTC",
     }
+    if given.layers:
+        told["PATH"] = "/usr/local/bin:/usr/bin:/bin:/opt/bin"
+        told["LD_LIBRARY_PATH"] = "/opt/lib"
     return msgspec.structs.replace(config, environment={**told, **config.environment})
 
 

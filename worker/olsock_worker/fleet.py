@@ -112,6 +112,7 @@ class Fleet:
             contract=config.contract,
             root_path=deployment.root_path,
             installation=deployment.installation,
+            layers=deployment.layers,
         )
         if not self._broker.request(message, lambda reply, fds: self._started(starting, reply, fds)):
             return False

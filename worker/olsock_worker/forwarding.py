@@ -57,6 +57,7 @@ class WebMeta(msgspec.Struct, omit_defaults=True):
     client: tuple[str, int]
     type: str = ""  # "websocket": a handshake
     subprotocols: list[str] | None = None
+    root_path: str | None = None  # what it is mounted at for this request; None: at what its instance was told
 
 
 _encode = msgspec.json.Encoder().encode
@@ -64,10 +65,13 @@ _encode = msgspec.json.Encoder().encode
 
 def event(call: Call, deadline_ms: int) -> EventMeta:
     """Return what an event handler is told of a call."""
+    told = call.told
+    if told is not None and call.visit is not None:
+        call.visit.as_event(call)
     of_call = call.id, call.method, call.path, call.query, call.headers, deadline_ms
-    if call.told is None:
+    if told is None:
         return EventMeta(*of_call)
-    return _ToldMeta(*of_call, call.told.client_context, call.told.arn, call.told.trace)
+    return _ToldMeta(*of_call, told.client_context, told.arn, told.trace)
 
 
 def request(call: Call, asgi: bool, config: FunctionConfig, proxies: tuple[str, ...]) -> list[bytes]:
@@ -75,10 +79,13 @@ def request(call: Call, asgi: bool, config: FunctionConfig, proxies: tuple[str, 
 
     What `proxies` say of the request that came to them is believed. Raises `RefusedError`.
     """
-    if call.told is not None:
+    visit = call.visit
+    if call.told is not None and visit is None:
         gateway.unfold(call)
     elif asgi and wishes(call):
         call.handshake = Handshake(call)
+        if visit is not None:
+            visit.step_aside(call)
     timeout = config.timeout if call.handshake is None else config.websocket_timeout
     client, server = cast("Client", call.connection).addresses()
     trusted = _trusted(client[0], proxies)
@@ -94,6 +101,7 @@ def request(call: Call, asgi: bool, config: FunctionConfig, proxies: tuple[str, 
         http_version=call.version,
         server=server,
         client=client,
+        root_path=None if visit is None else visit.mount,
     )
     if call.handshake is not None:
         meta.type, meta.subprotocols = "websocket", call.handshake.subprotocols
@@ -101,6 +109,13 @@ def request(call: Call, asgi: bool, config: FunctionConfig, proxies: tuple[str, 
     if len(data) > wire.MAX_META:
         raise RefusedError(431, "headers_too_large", "request line and headers too large for a function")
     return wire.split_message(wire.REQUEST, call.number, data, call.body)
+
+
+def told(call: Call, address: str, proxies: tuple[str, ...]) -> tuple[str, list[tuple[str, str]]]:
+    """Return the address of the client, as far as anybody may be believed, and the headers that an event has of a request."""
+    trusted = _trusted(address, proxies)
+    given = call.headers.get(_FORWARDED[0], "").rpartition(",")[2].strip() if trusted else ""
+    return given or address, headers(call, address, trusted)
 
 
 @lru_cache(1024)

@@ -15,6 +15,7 @@ from olsock_worker.concurrency import OVER_RESERVED
 from olsock_worker.instances import Instance, State
 from olsock_worker.logs import FunctionLog, WorkerLog
 from olsock_worker.policy.retries import Retries
+from olsock_worker.provision import Provision
 from olsock_worker.responses import JSON, Error
 from olsock_worker.stats import FunctionStats
 
@@ -52,6 +53,7 @@ class Function:
         self._worker_log = worker_log
         self._idle: list[Instance] = []  # the latest used last: it is the likeliest to be warm
         self._starting = 0
+        self.provision = Provision(self)
         self.retries = Retries()
         self._unready = 0  # instances that are being made, or import their module
         self._excuse: Callable[[Call], None] | None = None  # answers as the latest failure to make one was answered
@@ -66,6 +68,29 @@ class Function:
     def count(self) -> int:
         """How many instances there are, starting ones included."""
         return sum(self.live.values())
+
+    @property
+    def present(self) -> int:
+        """How many instances of the current version there are, starting ones included."""
+        return self.live.get(self.deployment.version, 0)
+
+    @property
+    def initialised(self) -> int:
+        """How many instances of the current version have imported their handler."""
+        return len(self._initialised())
+
+    @property
+    def unoccupied(self) -> int:
+        """How many of these have no call."""
+        return sum(each.call is None for each in self._initialised())
+
+    def _initialised(self) -> list[Instance]:
+        return [each for each in self.fleet.instances if each.deployment is self.deployment and each.ready]
+
+    @property
+    def _most(self) -> int:
+        """How many instances there may be."""
+        return max(self.config.concurrency, self.provision.wanted)
 
     # -- calls coming in ----------------------------------------------------------------------------------------------
 
@@ -86,7 +111,7 @@ class Function:
             call.started = call.received
             self._idle.pop().run(call)
             return
-        if self.count >= self.config.concurrency and len(self.queue) - self._starting >= self.config.queue:
+        if self.count >= self._most and len(self.queue) - self._starting >= self.config.queue:
             self.fail(call, 429, "queue_full", f"{self.config.queue} requests wait already", extra=_RETRY)
             return
         self.queue.append(call)
@@ -109,13 +134,22 @@ class Function:
         if self.queue and self.retries.pause(monotonic()):
             self._excuse_all()
             return
-        while self._starting < len(self.queue) and self.count < self.config.concurrency:
+        while self._starting < len(self.queue) and self.count < self._most:
             if (self.retries.failures and self._unready) or not self.fleet.start(self):
                 break
             self._begun()
         if self.queue and not self.count:
             while self.queue:
                 self.fail(self.queue.popleft(), 503, "host_full", "this host has no room for it now", extra=_RETRY)
+        if self.provision.wanted:
+            self.provision.fill()
+
+    def start_ahead(self) -> bool:
+        """Start one more instance, for whoever calls; False if there is no room."""
+        if not self.fleet.start(self):
+            return False
+        self._begun()
+        return True
 
     def _begun(self) -> None:
         self._starting += 1
@@ -159,6 +193,7 @@ class Function:
         call = self._next()
         if call is not None:
             self.fail(call, 503, kind, "a sandbox could not be made", extra=_RETRY)
+        self.provision.failed(message or kind)
         self._scale()
 
     def made(self, instance: Instance) -> None:
@@ -182,6 +217,8 @@ class Function:
         if instance.deployment is not self.deployment or instance.oom:
             self._retire(instance)
             return
+        if self.provision.wanted:
+            self.provision.ready(instance)
         call = self._next()
         if call is not None:
             instance.run(call)
@@ -224,7 +261,15 @@ class Function:
     def unload(self) -> None:
         """End all that idles, until it is due again."""
         for instance in list(self._idle):
-            self.expired(instance)
+            if instance.evictable:
+                self.expired(instance)
+
+    def release_idle(self) -> None:
+        """Have those that idle, and need not stay any more, kept for as long as others are."""
+        now = monotonic()
+        for instance in list(self._idle):
+            if instance in self._idle and instance.state is State.FROZEN:
+                self.fleet.keeper.rest(instance, now)
 
     def _settle(self, instance: Instance) -> None:
         """Count whether an instance that was started ahead was of use, once that is known: when it rests or ends."""
@@ -261,6 +306,7 @@ class Function:
 
     def close(self) -> None:
         """Refuse what waits, end what idles; what runs finishes."""
+        self.provision.want(0)
         self.fleet.keeper.forget(self)
         while self.queue:
             self.fail(self.queue.popleft(), 404, "unknown_function", "the function was removed")
@@ -382,6 +428,7 @@ class Function:
             call = self._next()  # it was started for someone, and every start would end like this
         if call is not None:
             self._raised(call, error)
+        self.provision.failed(f"the function could not be imported: {error.name}: {error.message}")
         error_id = f"err-{call.id}" if call is not None else ""
 
         def excuse(call: Call) -> None:
@@ -434,6 +481,7 @@ class Function:
             call = self._next()
         if call is not None:
             self.fail(call, status, kind, message, extra=_RETRY if status == 503 else b"")
+        self.provision.ended(instance, message)
         if not instance.ready and status != 503:  # which is the host's fault, and not the function's
 
             def excuse(call: Call) -> None:

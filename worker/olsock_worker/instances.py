@@ -395,8 +395,9 @@ class Instance:
 
     @property
     def evictable(self) -> bool:
-        """Whether it waits for a call."""
-        return self.state is State.IDLE or self.state is State.FROZEN
+        """Whether it waits for a call, and need not be kept."""
+        waits = self.state is State.IDLE or self.state is State.FROZEN
+        return waits and not self.function.provision.holds(self)
 
     @property
     def unused(self) -> bool:

@@ -97,6 +97,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 5000
+    control_listen: Annotated[str, msgspec.Meta(pattern=r"^(\S+:[0-9]{1,5})?$")] = ""  # address of its own, host:port
+    url_base: Annotated[str, msgspec.Meta(pattern=r"^(https?://[!-~]{1,60})?$")] = ""  # of function URLs
     registry: str = "/var/lib/olsock/registry"
     state: str = STATE
     user: str = ""  # "": the user `olsock` if there is one, else the id block that olsock keeps for its host side

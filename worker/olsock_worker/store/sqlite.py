@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -11,9 +12,11 @@ from typing import Any
 import apsw
 import msgspec
 
-from olsock_worker.store import event_invokes
+from olsock_worker.store import event_invokes, layers, provisions, urls
 from olsock_worker.store.database import connect
 from olsock_worker.store.event_invokes import EventInvokeTable
+from olsock_worker.store.layers import LayerTable
+from olsock_worker.store.provisions import ProvisionTable
 from olsock_worker.store.records import (
     LATEST,
     Absent,
@@ -26,6 +29,7 @@ from olsock_worker.store.records import (
     Usage,
     Version,
 )
+from olsock_worker.store.urls import UrlTable
 
 FILE = "functions.db"
 _FORMAT = 1  # of the tables
@@ -45,6 +49,10 @@ CREATE TABLE aliases (
     PRIMARY KEY (function, name)
 ) STRICT, WITHOUT ROWID;
 """
+_DIGESTS = """
+SELECT digest FROM versions UNION SELECT digest FROM layer_versions
+UNION SELECT json_extract(each.value, '$.digest') FROM versions, json_each(configuration, '$.layers') AS each
+"""
 _VERSION = "function, number, digest, sha256, size, ol_yaml, configuration, requirements, revision, modified"
 _ALIAS = "function, name, version, weights, description, revision"
 
@@ -59,6 +67,8 @@ class SqliteStore:
                 self._prepare()
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
+        self.urls, self.layers = UrlTable(self._transaction), LayerTable(self._transaction)
+        self.provisions = ProvisionTable(self._transaction)
         self.event_invokes = EventInvokeTable(self._transaction)
 
     def _prepare(self) -> None:
@@ -70,7 +80,7 @@ class SqliteStore:
             raise StoreError(
                 f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
             )
-        self._db.execute(event_invokes.TABLES)
+        self._db.execute(urls.TABLES + layers.TABLES + provisions.TABLES + event_invokes.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -158,6 +168,7 @@ class SqliteStore:
             if users:
                 raise Conflict(f"version {number} of {name} is used by the aliases {users}")
             db.execute("DELETE FROM versions WHERE function = ? AND number = ?", (name, _number(number)))
+            provisions.forget(db, name, number)
             event_invokes.forget(db, name, number)
 
     def version(self, name: str, number: str) -> Version:
@@ -218,6 +229,8 @@ class SqliteStore:
         with self._transaction() as db:
             self._version(db, name, LATEST)
             db.execute("DELETE FROM aliases WHERE function = ? AND name = ?", (name, alias))
+            urls.forget(db, name, alias)
+            provisions.forget(db, name, alias)
             event_invokes.forget(db, name, alias)
 
     def alias(self, name: str, alias: str) -> Alias:
@@ -271,15 +284,16 @@ class SqliteStore:
             return [(name, _shown(number)) for name, number in db.execute("SELECT function, number FROM versions")]
 
     def digests(self) -> set[str]:
-        """Return the contents that any version refers to."""
+        """Return the contents that any version of a function or of a layer refers to."""
         with self._transaction() as db:
-            return {digest for (digest,) in db.execute("SELECT DISTINCT digest FROM versions")}
+            return {digest for (digest,) in db.execute(_DIGESTS)}
 
     def usage(self) -> Usage:
         """Return what there is in all."""
         with self._transaction() as db:
             row = self._row(db, "SELECT COUNT(DISTINCT function), COALESCE(SUM(size), 0) FROM versions") or (0, 0)
-        return Usage(*row)
+            of_layers = self._row(db, "SELECT COALESCE(SUM(size), 0) FROM layer_versions") or (0,)
+        return Usage(row[0], row[1] + of_layers[0])
 
     def close(self) -> None:
         """Let go of it. What was acknowledged is safe already."""
@@ -321,6 +335,33 @@ class SqliteStore:
             *(_text(alias.weights), alias.description, alias.revision),
         )
         db.execute(f"INSERT OR REPLACE INTO aliases ({_ALIAS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+
+
+def snapshot(directory_fd: int) -> tuple[bytes, set[str]]:
+    """Return the database as it is at one moment, and the contents that it refers to. Another process may be using it."""
+    os.stat(FILE, dir_fd=directory_fd, follow_symlinks=False)  # or it would be made
+    vfs, live = connect(directory_fd, FILE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(live.close)
+        copy = apsw.Connection(":memory:")
+        stack.callback(copy.close)
+        with copy.backup("main", live, "main") as backup:
+            while not backup.done:
+                backup.step()
+        data = bytearray(copy.serialize("main"))
+    del vfs
+    data[18:20] = b"\x01\x01"  # no write-ahead log beside it: https://sqlite.org/c3ref/deserialize.html
+    return bytes(data), examine(bytes(data))
+
+
+def examine(data: bytes) -> set[str]:
+    """Return the contents that a database refers to. Raises `StoreError`, or an error of apsw, for what is no sound one."""
+    with contextlib.closing(apsw.Connection(":memory:")) as db:
+        db.deserialize("main", data)
+        db.execute("PRAGMA trusted_schema = 0; PRAGMA cell_size_check = 1")
+        if [*db.execute("PRAGMA integrity_check")] != [("ok",)] or db.pragma("user_version") != _FORMAT:
+            raise StoreError(f"not a database of format {_FORMAT}, or not a sound one")
+        return {digest for (digest,) in db.execute(_DIGESTS)}
 
 
 def new_revision() -> str:
