@@ -303,6 +303,18 @@ class Group:
             return None
         return self._open("memory.usage_in_bytes" if index else "memory.current", os.O_RDONLY, index)
 
+    def open_memory_peak(self) -> int | None:
+        """Return a new fd of a file with the most bytes ever charged; None where nothing tells (before Linux 5.19)."""
+        index = self._host.index.get("memory")
+        if index is None:
+            return None
+        try:
+            return self._open("memory.max_usage_in_bytes" if index else "memory.peak", os.O_RDONLY, index)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
     def open_freeze(self) -> int:
         """Return a new fd: "1" or "0" written to it freezes or thaws, whoever holds it."""
         return self._open("cgroup.freeze", os.O_WRONLY)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any
 
 import click
@@ -29,8 +30,27 @@ from olsock.shell import (
 )
 
 
+def _others() -> EntryPoints:
+    return entry_points(group="olsock.commands")
+
+
 class Guarded(click.Group):
-    """Turns errors that olsock raises on purpose into one line and an exit status: users see no traceback of ours."""
+    """Turns errors that olsock raises on purpose into one line and an exit status: users see no traceback of ours.
+
+    Packages that are installed beside it bring commands of their own by entry points of the group `olsock.commands`, with
+    exit statuses of their own.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, ours and others'."""
+        return sorted({*super().list_commands(ctx), *_others().names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; those of others are imported only when they are asked for."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in _others().names:
+            found = _others()[cmd_name].load()
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,6 +64,8 @@ class Guarded(click.Group):
             click.echo(f"olsock: {e}", err=True)
             ctx.exit(EXIT_FAILED)
         except click.UsageError as e:
+            if ctx.invoked_subcommand in _others().names:
+                raise
             e.show()
             ctx.exit(EXIT_FAILED)  # not click's 2, which is a status that commands have themselves
         except KeyboardInterrupt:

@@ -23,9 +23,9 @@ from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.memory import Memory
 from olsock.owned import Owned
 from olsock.readiness import Ready
-from olsock.rootfs import TASK
+from olsock.rootfs import OPT, TASK
 from olsock.runtime import wire
-from olsock.spec import USER, FunctionSpec
+from olsock.spec import USER, FunctionSpec, ZygoteSpec
 from olsock.streams import Stream
 
 LOG_LIMIT = 64 * 1024
@@ -45,6 +45,7 @@ class Handles:
     events: int  # cgroup.events, opened for this receiver: the poll state belongs to the open file
     memory_events: int | None  # None where memory is limited by cgroup v1, which has no such file
     memory: int | None  # bytes charged now, as text; None without a memory controller
+    memory_peak: int | None  # most bytes ever charged, as text; None where the kernel does not tell
     log: int  # read end of stdout and stderr
     pidfd: int  # readable when the handler has ended
 
@@ -76,6 +77,9 @@ class Function(Owned):
 
     forked_from: str | None = None
     """The key of the node of an `olsock.ZygoteTree` that it was forked from."""
+
+    was_blank: bool = False
+    """Whether it was forked ahead and waited for its function."""
 
     @classmethod
     def forked(cls, parts: Parts) -> Self:
@@ -277,18 +281,21 @@ class Function(Owned):
 
     def handles(self) -> Handles:
         """Return fresh descriptors for handing the function to another process."""
-        leaf, opened = self._parts.leaf, []
+        leaf = self._parts.leaf
+        opened: list[int] = []
+        optional: list[int | None] = []
         try:
             for fd in (self._parts.ends.channel.fileno(), self._parts.ends.log, self._parts.pidfd):
                 opened.append(os.dup(fd))
             opened += [leaf.open_freeze(), leaf.open_kill(), leaf.open_events()]
-            optional = [leaf.open_memory_events(), leaf.open_memory()]
+            for opening in (leaf.open_memory_events, leaf.open_memory, leaf.open_memory_peak):
+                optional.append(opening())
         except BaseException:
-            process.close_all(*opened)
+            process.close_all(*opened, *(fd for fd in optional if fd is not None))
             raise
         channel, log, pidfd, freeze, kill, events = opened
-        memory_events, memory = optional
-        return Handles(channel, freeze, kill, events, memory_events, memory, log, pidfd)
+        memory_events, memory, memory_peak = optional
+        return Handles(channel, freeze, kill, events, memory_events, memory, memory_peak, log, pidfd)
 
     def _end(self) -> None:
         try:
@@ -300,7 +307,7 @@ class Function(Owned):
 
 def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     """The first frame to a handler's runtime: what to import. It waits in the channel until there is a runtime."""
-    told = config_of(str(spec.handler), spec.env, interpreter)
+    told = config_of(str(spec.handler), spec.env, interpreter, spec.opt)
     if not spec.measure:
         told["measure"] = False
     if spec.contract != "auto":
@@ -313,9 +320,10 @@ def config(spec: FunctionSpec, interpreter: Interpreter) -> bytes:
     return wire.message(wire.CONFIG, 0, meta)
 
 
-def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter) -> dict[str, Any]:
+def config_of(handler: str, env: Mapping[str, str], interpreter: Interpreter, opt: str | None) -> dict[str, Any]:
     """What a runtime is told about its function."""
     return {
+        **({} if opt is None else {"opt": OPT}),
         "code": TASK,
         "handler": handler,
         "env": {**ENVIRONMENT, **env},
@@ -356,14 +364,28 @@ def bind_directory(directory: str, field: str) -> int:
     return tree
 
 
+def own_trees(spec: FunctionSpec | ZygoteSpec) -> list[tuple[str, int]]:
+    """What is a function's own among the mounts: where to, and detached trees, which are the caller's to close."""
+    trees: list[tuple[str, int]] = []
+    try:
+        for target, source, name in ((TASK, spec.code, "code"), (OPT, spec.opt, "opt")):
+            if source is not None:
+                trees.append((target, bind_directory(source, name)))
+    except BaseException:
+        process.close_all(*(tree for _, tree in trees))
+        raise
+    return trees
+
+
 def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) -> Parts:
     """A fresh interpreter in a sandbox: an init with one command, the runtime's handler loop."""
     program = b"" if spec.seccomp == "off" else seccomp.compile(spec.seccomp)
     base = host.bases.place(interpreter.recipe(spec.network != "none"))
     over = Mounts.private(spec)
-    code = bind_directory(spec.code, "code")
+    trees = own_trees(spec)
     try:
-        over.tree(TASK, code)
+        for target, tree in trees:
+            over.tree(target, tree)
         setup = Setup(
             root=base,
             mounts=over,
@@ -374,7 +396,7 @@ def _start_cold(host: hosts.Host, spec: FunctionSpec, interpreter: Interpreter) 
         )
         blank = host.blanks.make(spec.limits, setup)
     finally:
-        os.close(code)
+        process.close_all(*(tree for _, tree in trees))
     leaf, box = blank.leaf, blank.box
     pidfd = -1
     ends = Endpoints()

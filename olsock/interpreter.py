@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from olsock import rootfs
-from olsock.rootfs import PACKAGES, RUNTIME, Recipe
+from olsock.rootfs import OPT, PACKAGES, RUNTIME, Recipe
 
 ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/bin:/bin"}
 
@@ -25,7 +25,7 @@ class Interpreter:
             prefixes=(rootfs.interpreter_prefix(self.binary),),
             trees=((rootfs.runtime_directory(), RUNTIME), *zip(self.packages, self.path, strict=True)),
             # There to be mounted over, even where there is none yet: a handler has packages of its own at the same place.
-            points=() if self.packages else ((f"{PACKAGES}/0", True),),
+            points=((OPT, True), *(() if self.packages else ((f"{PACKAGES}/0", True),))),
             network=network,
         )
 

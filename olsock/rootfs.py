@@ -28,7 +28,7 @@ interrupt counters, by which one tenant can watch another's input and traffic (D
 10-20 us of every start. The rest of Docker's list is readable by the host's root alone, or (keys, key-users) shows a user
 namespace only its own."""
 
-TASK, RUNTIME, PACKAGES = "/var/task", "/var/runtime", "/opt/packages"
+TASK, RUNTIME, PACKAGES, OPT = "/var/task", "/var/runtime", "/var/packages", "/opt"
 
 
 def runtime_directory() -> str:

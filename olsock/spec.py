@@ -179,6 +179,7 @@ class FunctionOptions(_Resources, total=False):
     measure: bool
     contract: Contract
     root_path: str
+    opt: PathLike | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,12 +284,15 @@ class FunctionSpec(Spec):
     measure: bool = True  # have `ready` tell what was imported; a start without takes a fifth of a millisecond less
     contract: Contract = "auto"  # how it is called; "auto": as its parameters say
     root_path: str = ""  # what a web application is mounted at, such as "/run/hello"
+    opt: str | None = None  # a directory that appears at /opt; `python` in it is on the path, as of AWS's layers
 
     def __post_init__(self) -> None:
         Spec.__post_init__(self)
         _existing(self.code, "code", what="directory")
         for package in self.packages:
             _existing(package, "packages", what="directory")
+        if self.opt is not None:
+            _existing(self.opt, "opt", what="directory")
         _python(self.python)
         _number(self.timeout, "timeout", least=0.001, most=86400.0)
         _flag(self.measure, "measure")
@@ -309,6 +313,7 @@ class FunctionSpec(Spec):
         values["packages"] = _directories(given.get("packages", ()), "packages")
         values["python"] = given.get("python") and os.path.abspath(_text(given["python"], "python", "a path"))
         values["timeout"] = given.get("timeout")
+        values["opt"] = _optional(given.get("opt"), "opt")
         for name in ("measure", "contract", "root_path"):
             if name in given:
                 values[name] = given[name]
@@ -334,6 +339,7 @@ class ZygoteSpec:
     timeout: float = 120.0  # seconds for all imports together
     code: str | None = None  # with `handler`: a zygote of this one function, whose module it imports
     handler: Handler | None = None
+    opt: str | None = None  # with `code`: a directory that appears at /opt
 
     def __post_init__(self) -> None:
         _choice(self.network, "network", get_args(Network))
@@ -345,6 +351,10 @@ class ZygoteSpec:
             raise SpecError("handler", self.handler, "both code and handler, or neither")
         if self.code is not None:
             _existing(self.code, "code", what="directory")
+        if self.opt is not None:
+            if self.code is None:
+                raise SpecError("opt", self.opt, "code and handler beside it: a zygote of one function")
+            _existing(self.opt, "opt", what="directory")
         if self.timeout is None:
             raise SpecError("timeout", None, "a number of seconds")
         _number(self.timeout, "timeout", least=0.001, most=86400.0)
@@ -380,6 +390,7 @@ class ZygoteSpec:
         timeout: float = 120.0,
         code: PathLike | None = None,
         handler: str | None = None,
+        opt: PathLike | None = None,
     ) -> Self:
         """Return a spec from what people write."""
         return cls(
@@ -392,6 +403,7 @@ class ZygoteSpec:
             timeout=timeout,
             code=None if code is None else os.path.abspath(_text(code, "code", "a directory")),
             handler=None if handler is None else Handler.parse(handler),
+            opt=_optional(opt, "opt"),
             imports=tuple(_items(imports, "imports", "a list of module names")),
             packages=_directories(packages, "packages"),
             python=None if python is None else os.path.abspath(_text(python, "python", "a path")),
@@ -399,6 +411,10 @@ class ZygoteSpec:
             pids=pids,
             env=_environment({} if env is None else env),
         )
+
+
+def _optional(value: PathLike | None, name: str) -> str | None:
+    return None if value is None else os.path.abspath(_text(value, name, "a directory"))
 
 
 def parse_user(value: int | str | None) -> tuple[int, int]:

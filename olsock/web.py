@@ -23,8 +23,8 @@ HOP_BY_HOP = frozenset(("connection", "keep-alive", "te", "trailer", "transfer-e
 BODYLESS = (204, 304)  # statuses whose reply has no body, whatever its headers say
 MAX_LENGTH = 1 << 53  # that a content-length may promise
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_VALUE = r"[\x01-\x09\x0b\x0c\x0e-\xff]*"  # latin-1, without line breaks and NUL
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}"
+_VALUE = r"[\t\x20-\x7e\x80-\xff]*"  # latin-1, without control characters
 _Name = Annotated[str, Meta(pattern=f"^{_TOKEN}\\Z")]
 _Value = Annotated[str, Meta(pattern=f"^{_VALUE}\\Z")]
 

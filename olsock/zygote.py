@@ -29,14 +29,13 @@ from olsock.deadline import Deadline
 from olsock.endpoints import Tail
 from olsock.errors import DeadlineError, SandboxDeadError, SpecError, ZygoteError
 from olsock.forks import Child, Forks
-from olsock.function import Function, Parts, bind_directory, config, config_of, describe_status
+from olsock.function import Function, Parts, bind_directory, config, config_of, describe_status, own_trees
 from olsock.interpreter import ENVIRONMENT, Interpreter
 from olsock.kits import Kit, Kits
 from olsock.memory import Memory
 from olsock.owned import Owned
 from olsock.packets import blob, error, rlimits
 from olsock.readiness import Imported
-from olsock.rootfs import TASK
 from olsock.runtime import wire
 from olsock.spawner import channel
 from olsock.spec import FunctionSpec, ZygoteSpec
@@ -156,9 +155,9 @@ class Zygote(Owned):
                 for source, target in zip(self.spec.packages, self._interpreter.path, strict=True):
                     opened.append(bind_directory(source, "packages"))
                     over.tree(target, opened[-1])
-            if self.spec.code is not None:
-                opened.append(bind_directory(self.spec.code, "code"))
-                over.tree(TASK, opened[-1])
+            for target, tree in own_trees(self.spec):
+                opened.append(tree)
+                over.tree(target, tree)
             self._domain.open(host, root, self.spec.limits, over, network=own_network)
         finally:
             process.close_all(*opened)
@@ -249,7 +248,7 @@ class Zygote(Owned):
             "env": {} if self.parent is None else dict(spec.env),
         }
         if spec.handler is not None:
-            order["config"] = config_of(str(spec.handler), spec.env, self._interpreter)
+            order["config"] = config_of(str(spec.handler), spec.env, self._interpreter, spec.opt)
         try:
             self._control.send(json.dumps(order).encode())
         except ConnectionError as e:
@@ -395,7 +394,7 @@ class Zygote(Owned):
 
     def _trees(self, order: _Order) -> list[tuple[str, int]]:
         """What is a function's own among the mounts: where to, and detached trees, which are the caller's to close."""
-        trees = [(TASK, bind_directory(order.spec.code, "code"))]
+        trees = own_trees(order.spec)
         try:
             for source, target in zip(order.packages, Interpreter(None, order.packages).path, strict=True):
                 trees.append((target, bind_directory(source, "packages")))
@@ -458,7 +457,9 @@ class Zygote(Owned):
             raise
         finally:
             process.close_all(*(fd for _, fd in trees))
-        return self._hand_over(kit, blank.child, order)
+        made = self._hand_over(kit, blank.child, order)
+        made.was_blank = True
+        return made
 
     def _hand_over(self, kit: Kit, child: Child, order: _Order) -> Function:
         """Make a function of a kit and a child."""

@@ -144,7 +144,7 @@ class Application(asyncio.Protocol):
             )
             return
         kind = websocket.WebSocket if meta.get("type") == "websocket" else http.Http
-        current = self._current = kind(self, request, meta.get("method", "GET"))
+        current = self._current = kind(self, request, meta)
         if kind is http.Http:
             current.on_frame(wire.BODY, flags, body)
         task = asyncio.get_running_loop().create_task(self._call(self._scope(meta), current))
@@ -164,7 +164,7 @@ class Application(asyncio.Protocol):
         self.server.mend()
 
     def _scope(self, meta: dict[str, Any]) -> dict[str, Any]:
-        root, path = self.server.config.get("root_path", ""), meta.get("path") or "/"
+        root, path = meta.get("root_path", self.server.config.get("root_path", "")), meta.get("path") or "/"
         kind = meta.get("type", "http")
         scope: dict[str, Any] = {
             "type": kind,

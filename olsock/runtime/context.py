@@ -60,7 +60,7 @@ class Context:
         self.path: str = meta.get("path", "")
         self.query: str = meta.get("query", "")
         self.headers: Any = meta.get("headers") or {}
-        if "trace" in meta:
+        if meta.get("trace"):
             os.environ[TRACE] = meta["trace"]
         elif TRACE in os.environ:
             del os.environ[TRACE]  # of the request before

@@ -162,6 +162,10 @@ def configure(config: dict[str, Any]) -> tuple[Callable[..., Any], str]:
     code = config["code"]
     sys.path[:] = [code] + [entry for entry in sys.path if entry not in (code, LIBRARY)]
     sys.path += [entry for entry in config.get("path") or () if entry not in sys.path]
+    if "opt" in config:
+        below = f"{config['opt']}/python"
+        packages = f"{below}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+        sys.path += [entry for entry in (packages, below) if entry not in sys.path]
     sys.path.append(LIBRARY)
     os.chdir(config.get("cwd") or code)
     return load(config)

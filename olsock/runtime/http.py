@@ -33,10 +33,10 @@ def plain_headers(headers: Iterable[Any]) -> list[tuple[str, str]]:
 class Http:
     """What one call of an application receives and sends."""
 
-    def __init__(self, application: Any, request: int, method: str) -> None:
+    def __init__(self, application: Any, request: int, meta: dict[str, Any]) -> None:
         self.request = request
         self._application, self._server = application, application.server
-        self._reply = reply.Reply(self._server.channel, request, method)
+        self._reply = reply.Reply(self._server.channel, request, meta.get("method", "GET"))
         self._whole: bytes | None = None  # a body that came in one piece: sent when the application returns, or soon
         self._timer: asyncio.TimerHandle | None = None
         self._complete = self._gone = False

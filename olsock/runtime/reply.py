@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing import Iterable
 
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+CONTROL = frozenset(map(chr, (*range(9), *range(10, 32), 127)))  # characters that no value has: RFC 9110, 5.5
+LONGEST_NAME = 256
 BODYLESS = (204, 304)  # statuses
 
 _peeking: _socket.socket | None = None
@@ -34,10 +36,10 @@ def check_headers(headers: Iterable[tuple[str, str]]) -> list[list[str]]:
     for name, value in headers:
         if type(name) is not str or type(value) is not str:
             raise BadReply(f"header {name!r}: {value!r}: text is expected")
-        if not name or not TOKEN.issuperset(name):
+        if not name or len(name) > LONGEST_NAME or not TOKEN.issuperset(name):
             raise BadReply(f"header {name!r}: not the name of a header")
-        if "\r" in value or "\n" in value or "\0" in value:
-            raise BadReply(f"header {name}: {value!r} has a line break or NUL in it")
+        if not CONTROL.isdisjoint(value):
+            raise BadReply(f"header {name}: {value!r} has a line break, or another control character, in it")
         try:
             value.encode("latin-1")
         except UnicodeError:

@@ -25,8 +25,9 @@ RESERVED = (1004, 1005, 1006, 1015)  # codes that nobody may send
 class WebSocket:
     """What one call of an application receives and sends."""
 
-    def __init__(self, application: Any, request: int, method: str) -> None:
+    def __init__(self, application: Any, request: int, meta: dict[str, Any]) -> None:
         self.request = request
+        self._offered = meta.get("subprotocols") or ()
         self._application, self._server = application, application.server
         self._refusal = reply.Reply(self._server.channel, request)
         self._refused = self._accepted = False
@@ -108,8 +109,8 @@ class WebSocket:
 
     def _accept(self, message: dict[str, Any]) -> None:
         protocol = message.get("subprotocol")
-        if protocol is not None and (type(protocol) is not str or not protocol or not reply.TOKEN.issuperset(protocol)):
-            raise reply.BadReply(f"subprotocol {protocol!r}: expected a name")
+        if protocol is not None and protocol not in self._offered:
+            raise reply.BadReply(f"subprotocol {protocol!r}: the client offers {', '.join(self._offered) or 'none'}")
         headers = reply.check_headers(http.plain_headers(message.get("headers") or ()))
         meta = handler._encode({"subprotocol": protocol, "headers": headers}).encode()
         if len(meta) > wire.MAX_META:

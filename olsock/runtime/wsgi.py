@@ -36,12 +36,13 @@ def take_over(server: handler.Server) -> None:
 def environ(config: dict[str, Any], meta: dict[str, Any], body: bytes) -> dict[str, Any]:
     """Return what an application is told of a request. Text is bytes as latin-1, as the PEP has it."""
     host, port = meta.get("server") or ("localhost", 80)
+    root = meta.get("root_path", config.get("root_path", ""))
     told: dict[str, Any] = {
         "REQUEST_METHOD": meta.get("method", "GET"),
-        "SCRIPT_NAME": decoded(config.get("root_path", "")),
+        "SCRIPT_NAME": decoded(root),
         "PATH_INFO": decoded(meta.get("path", "")),
         "QUERY_STRING": meta.get("query", ""),
-        "REQUEST_URI": config.get("root_path", "") + meta.get("path", "") + ("?" if meta.get("query") else ""),
+        "REQUEST_URI": root + meta.get("path", "") + ("?" if meta.get("query") else ""),
         "SERVER_NAME": host,
         "SERVER_PORT": str(port),
         "SERVER_PROTOCOL": f"HTTP/{meta.get('http_version', '1.1')}",

@@ -239,7 +239,7 @@ def test_files_of_the_host(alone: Callable[..., ExecResult], tmp_path: Path) -> 
         assert done.exception is not None and done.exception.type in ("FileNotFoundError", "PermissionError"), path
     assert secret.read_text() == "hidden" and alone(read, {"path": "/etc/passwd"}).ok, "the controls"
     written = (
-        alone("open('/opt/packages/0/x', 'w')"),
+        alone("open('/var/packages/0/x', 'w')"),
         alone("open('/usr/x', 'w')"),
         alone("open('/var/runtime/x', 'w')"),
     )

@@ -126,7 +126,7 @@ def test_a_child_cannot_change_what_others_mounted(family, filtered):
     found = result(child, "remount")
     # Packages of its own were attached in its own user namespace, as a function's code is: where the filter does not
     # refuse that the mount can be changed, and that their files are the host root's is what protects them.
-    changed = found.pop("/opt/packages/0")
+    changed = found.pop("/var/packages/0")
     assert (changed[0], changed[2]) == (("EPERM", "EROFS") if filtered else ("ok", "EACCES"))
     assert {"/", "/usr", "/var/runtime", "/dev"} <= set(found)
     for point, (remounted, changed, touched) in found.items():

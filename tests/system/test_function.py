@@ -112,9 +112,9 @@ def test_packages_are_importable_and_read_only(tmp_path, code):
     (tmp_path / "packages" / "mine.py").write_text("X = 'of the package'")
     (code / "f.py").write_text("import mine\ndef f(event): return mine.X, mine.__file__")
     with olsock.Function(code, packages=[tmp_path / "packages"]) as fn:
-        assert fn.invoke() == ["of the package", "/opt/packages/0/mine.py"]
+        assert fn.invoke() == ["of the package", "/var/packages/0/mine.py"]
     with olsock.Zygote(imports=["mine"], packages=[tmp_path / "packages"]) as zygote, zygote.fork(code) as fn:
-        assert fn.invoke() == ["of the package", "/opt/packages/0/mine.py"]
+        assert fn.invoke() == ["of the package", "/var/packages/0/mine.py"]
 
 
 def test_packages_of_the_host_are_not_there(start):
@@ -421,7 +421,9 @@ def test_handles_are_enough_to_serve_a_function_without_privilege(start):
         )
         assert done.returncode == 0, done.stderr.decode()
     finally:
-        process.close_all(*(fd for fd in (*fds, handles.memory_events, handles.memory) if fd is not None))
+        process.close_all(
+            *(fd for fd in (*fds, handles.memory_events, handles.memory, handles.memory_peak) if fd is not None)
+        )
     said = json.loads(done.stdout)
     assert bytes.fromhex(said.pop("channel"))[0] in wire.FROM_BOX
     assert said == {

@@ -24,7 +24,7 @@ from sklearn.linear_model import LinearRegression
 def f(event):
     frame = pandas.DataFrame(event)
     model = LinearRegression().fit(frame[["x"]], frame["y"])
-    mapped = {line.split()[-1] for line in open("/proc/self/maps") if "/opt/packages/" in line}
+    mapped = {line.split()[-1] for line in open("/proc/self/maps") if "/var/packages/" in line}
     return [round(float(model.predict(pandas.DataFrame({"x": [10]}))[0]), 6), len(mapped) > 10, len(sys.modules)]
 """
 EVENT = {"x": [1, 2, 3], "y": [3, 5, 7]}

@@ -113,8 +113,8 @@ def test_a_package_is_resolved_installed_and_imported(open_store, wheels, show):
         assert closure.packages == lock.packages and closure.key == lock.key and not closure.conflicts
         assert closure.owners() == {"Some_Name": "some-name==1.0", "other": "other==2.5"}
         found = show(closure, "Some_Name", "other", "missing")
-        assert found["Some_Name"] == ["1.0", "/opt/packages/0/Some_Name.py"]
-        assert found["other"] == ["2.5", "/opt/packages/0/other.py"] and found["missing"] is None
+        assert found["Some_Name"] == ["1.0", "/var/packages/0/Some_Name.py"]
+        assert found["other"] == ["2.5", "/var/packages/0/other.py"] and found["missing"] is None
 
 
 def test_what_is_installed_is_ours_read_only_and_compiled(open_store, wheels):
@@ -592,7 +592,7 @@ def test_requests(real, show):
         lock = store.resolve(["requests"])
         assert {each.split("==")[0] for each in lock.packages} >= {"requests", "urllib3", "idna", "certifi"}
         with store.install(lock) as closure:
-            assert show(closure, "requests")["requests"][1] == "/opt/packages/0/requests/__init__.py"
+            assert show(closure, "requests")["requests"][1] == "/var/packages/0/requests/__init__.py"
             assert closure.owners()["requests"].startswith("requests==")
 
 

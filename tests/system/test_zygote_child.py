@@ -218,7 +218,7 @@ def test_network_is_the_parents(directory, network):
 
 def test_packages_of_a_child_are_in_place_of_the_parents(directory):
     first, second = directory(both="WHO = 1", first=""), directory(both="WHO = 2", second="")
-    code = directory(f="import os, both\ndef f(event): return [sorted(os.listdir('/opt/packages/0')), both.WHO]")
+    code = directory(f="import os, both\ndef f(event): return [sorted(os.listdir('/var/packages/0')), both.WHO]")
     with olsock.Zygote(packages=[first], descendants=2, spare=0) as zygote:
         with zygote.child(packages=[second], spare=0) as child, child.fork(code) as fn:
             listed, who = fn.invoke()
@@ -243,7 +243,7 @@ def test_lazily_imported_submodules_come_from_the_functions_own_packages(directo
     with olsock.Zygote(["looks"], packages=[zygotes], descendants=1, blanks=0 if nested else blanks) as zygote:
         from_here = zygote.child(blanks=blanks) if nested else zygote
         assert eventually(lambda: from_here.waiting == blanks)
-        assert ask(from_here, code, packages=[functions]) == [2, "/opt/packages/0/extra.py"]
+        assert ask(from_here, code, packages=[functions]) == [2, "/var/packages/0/extra.py"]
         assert ask(from_here, own) == 1
 
 

@@ -70,7 +70,7 @@ LOOK = """
         found = {}
         for name, module in list(sys.modules.items()):
             path = getattr(module, "__file__", None) or ""
-            if path.startswith("/opt/packages"):
+            if path.startswith("/var/packages"):
                 found[name] = [path, getattr(module, "VERSION", None)]
         return found
 """
@@ -301,7 +301,7 @@ def test_no_code_is_exposed_to_a_package_outside_of_its_closure(plant, closure, 
             loaded = fn.invoke()
             assert {own.owners()[name.partition(".")[0]] for name in loaded} <= own.packages
             for path, _ in loaded.values():
-                assert os.path.exists(path.replace("/opt/packages/0", own.directory, 1))
+                assert os.path.exists(path.replace("/var/packages/0", own.directory, 1))
             maps = mapped(fn.pid) & all_files
             assert maps <= {inode for _, inode in inodes(own.directory)}
             assert len(maps) == len(loaded), "the control: what is loaded is mapped"
@@ -315,7 +315,7 @@ def test_a_node_sees_its_own_packages_only(plant, closure):
     tree, own = plant(TREE), closure("top", "base==1.0", "other")
     begin(tree, own, imports={"base": 50.0})
     pid = stats(tree, "base==1.0").pid
-    assert sorted(name for name in os.listdir(f"/proc/{pid}/root/opt/packages/0") if "-" not in name) == ["base"]
+    assert sorted(name for name in os.listdir(f"/proc/{pid}/root/var/packages/0") if "-" not in name) == ["base"]
 
 
 # -- what goes wrong --------------------------------------------------------------------------------------------------

@@ -714,6 +714,7 @@ ACCEPT = "await send({'type': 'websocket.accept'})\n"
         ("await send({'type': 'http.response.start'})", False, "handler", "RuntimeError"),
         ("await send({'type': 'websocket.accept', 'subprotocol': 'a b'})", False, "serialize", "BadReply"),
         ("await send({'type': 'websocket.accept', 'subprotocol': 7})", False, "serialize", "BadReply"),
+        ("await send({'type': 'websocket.accept', 'subprotocol': 'third'})", False, "serialize", "BadReply"),
         ("await send({'type': 'websocket.accept', 'headers': [(b'a', b'b\\r\\nc')]})", False, "serialize", "BadReply"),
         (ACCEPT + ACCEPT, True, "handler", "RuntimeError"),
         (ACCEPT + "await send({'type': 'websocket.send'})", True, "handler", "TypeError"),

@@ -241,7 +241,8 @@ def test_the_context_is_awss(python: str, tmp_path: Path) -> None:
         ]
         assert 0 < told[9] <= 60_000 and told[10:] == ["Root=1", None]
         assert box.invoke({})[8] is None
-        assert box.log() == "loggedlogged"
+        assert box.invoke({}, **{**meta, "trace": None})[10] is None, "the trace of the call before is not this one's"
+        assert box.log() == "logged" * 3
     finally:
         box.close()
 

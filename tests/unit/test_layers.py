@@ -185,9 +185,10 @@ def test_broker_and_front_share_no_privileged_or_parsing_code() -> None:
     assert "olsock_worker.broker" in broker and "olsock_worker.http" in front
     clients = ("http", "replies", "edge", "routes", "calls", "front", "unpack", "registry", "streams", "websocket")
     clients += ("answers", "conversations", "forwarding", "handshakes", "heads", "responses")
-    clients += ("uploads", "catalog", "aws", "store")
+    clients += ("uploads", "catalog", "aws", "store", "events")
     assert not broker & {f"olsock_worker.{name}" for name in clients}
-    assert not {each for each in broker if each.startswith(("olsock_worker.aws.", "olsock_worker.store."))}
+    apart = ("olsock_worker.aws.", "olsock_worker.store.", "olsock_worker.events.")
+    assert not {each for each in broker if each.startswith(apart)}
     privileged = ("broker", "installs", "unpacks", "zygotes", "forest", "snapshots")
     privileged += ("handmade", "planner", "worker", "state")
     assert not front & {f"olsock_worker.{name}" for name in privileged}

@@ -110,10 +110,7 @@ def test_python_blocks_parse(page: Path) -> None:
 
 def test_options_of_commands_exist() -> None:
     """Every long option that a page gives to one of our commands is one of its options."""
-    commands = {
-        **{f"olsock {name}": each for name, each in cli.main.commands.items()},
-        **{f"olsock-worker {name}": each for name, each in worker_cli.main.commands.items()},
-    }
+    commands = {**_commands("olsock", cli.main), **_commands("olsock-worker", worker_cli.main)}
     seen = 0
     for page in PAGES:
         for line in page.read_text().splitlines():
@@ -129,6 +126,14 @@ def test_options_of_commands_exist() -> None:
                     assert option in known | {"--help"}, f"{page.name}: {name} {option}"
                     seen += 1
     assert seen > 5
+
+
+def _commands(name: str, group: click.Group) -> dict[str, click.Command]:
+    """Every command by what is typed for it, those of groups in groups as well."""
+    found: dict[str, click.Command] = {}
+    for word, each in group.commands.items():
+        found |= _commands(f"{name} {word}", each) if isinstance(each, click.Group) else {f"{name} {word}": each}
+    return found
 
 
 # Numbers of docs/architecture.md.
@@ -189,12 +194,14 @@ def test_settings_are_all_described() -> None:
         ("Defaults of functions", settings.FunctionDefaults),
         ("HTTP limits", settings.Http),
         ("Credentials", settings.Credentials),
+        ("Events", settings.Events),
     ):
         described = {row[0].strip("`"): row[1].strip("`") for row in tables(section(WORKER, title))}
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct_type)}
         fields.pop("http", None)
         fields.pop("function", None)
         fields.pop("credentials", None)
+        fields.pop("events", None)
         assert described.keys() == fields.keys(), title
         for name, shown in described.items():
             default = fields[name].default

@@ -191,6 +191,7 @@ def test_keys_and_tokens_are_asked_for(worker: WorkerProcess) -> None:
     assert answer(Authorization=f"Bearer {TOKEN}") == (200, "")
     assert answer(Authorization=f"bearer {TOKEN}") == (200, "")
     assert worker.request("/registry/", method="GET").status == 403
+    assert worker.request("/dead-letters", method="GET").status == 403
     assert worker.request("/2015-03-31/functions/function/invocations", b"{}").status == 403
     assert worker.call("echo", 1).json == 1 and worker.request("/status", method="GET").status == 200
 

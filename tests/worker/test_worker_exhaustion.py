@@ -219,7 +219,9 @@ def test_a_sandbox_whose_descriptors_find_no_room(room: bool) -> None:
             ends = [socket.socketpair() for _ in range(4)]
             pidfd = os.pidfd_open(os.getpid())
             fds = [ends[0][0].fileno(), *(end[0].fileno() for end in ends[1:3]), ends[3][0].fileno(), pidfd]
-            broker_protocol.send(theirs, Started(start.id, 7, "", False), tuple(fds))
+            broker_protocol.send(
+                theirs, Started(id=start.id, instance=7, zygote="", origin="cold", events=False), tuple(fds)
+            )
             with contextlib.nullcontext() if room else no_more_files():
                 client._on_readable()
             if room:
@@ -247,4 +249,4 @@ def test_settings_fit_the_descriptors() -> None:
     for files in (64, 100, 256, 1024, 2048):
         few = fitting(plenty, files)
         assert few.http.connections >= 1 and few.instances >= 1
-        assert files < 100 or few.http.connections * 4 // 3 + few.instances * 8 + 64 <= files
+        assert files < 100 or few.http.connections * 4 // 3 + few.instances * 9 + 64 <= files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -57,7 +58,9 @@ def test_from_deploying_to_deleting(worker: WorkerProcess, source: Path) -> None
     (source / "event").write_text("3")
     assert json.loads(fn(worker, "invoke", "typed", f"@{source}/event")) == {"got": 3}
     logged = loaded(worker, "invoke", "typed", "--log")
-    assert logged == {"ExecutedVersion": "$LATEST", "Payload": {"got": {}}, "Log": "printed\n"}
+    start, printed, end, report = logged.pop("Log").splitlines()
+    assert (start[:6], printed, end[:4], report[:7]) == ("START ", "printed", "END ", "REPORT ")
+    assert logged == {"ExecutedVersion": "$LATEST", "Payload": {"got": {}}}
     fn(worker, "invoke", "typed", '{"raise": 1}', status=1)
     (source / "f.py").write_text("def f(event): return 2\n")
     assert loaded(worker, "deploy", str(source), "--publish", "--memory", "256")["Version"] == "1"
@@ -115,3 +118,53 @@ def test_no_worker_is_status_3(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.returncode == 3 and b"no worker is running" in done.stderr
+
+
+def git(*argv: str) -> None:
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *who, *argv], check=True, capture_output=True)
+
+
+def test_a_repository_is_deployed(worker: WorkerProcess, tmp_path: Path) -> None:
+    """By its address; one of its commits; a folder of it. Hooks and links out of it do nothing."""
+    repository = tmp_path / "cloned"
+    inner = repository / "functions" / "inner"
+    inner.mkdir(parents=True)
+    (repository / "f.py").write_text("def f(event):\n    return 1\n")
+    (inner / "f.py").write_text("def f(event):\n    return 'inner'\n")
+    (repository / "out").symlink_to(tmp_path)
+    git("init", "--quiet", "--initial-branch=main", str(repository))
+    git("-C", str(repository), "add", "f.py", "functions", "out")
+    git("-C", str(repository), "commit", "--quiet", "--message", "first")
+    git("-C", str(repository), "tag", "first")
+    (repository / "out").unlink()
+    (repository / "f.py").write_text("def f(event):\n    return 2\n")
+    git("-C", str(repository), "commit", "--quiet", "--all", "--message", "second")
+    url = f"file://{repository}"
+    assert loaded(worker, "deploy", url)["FunctionName"] == "cloned"
+    assert loaded(worker, "invoke", "cloned")["Payload"] == 2
+    assert "neither a file nor a directory" in fn(worker, "deploy", f"{url}#first", status=1)
+    assert loaded(worker, "deploy", f"{url}#main:functions/inner")["FunctionName"] == "inner"
+    assert loaded(worker, "invoke", "inner")["Payload"] == "inner"
+    for wrong in (f"{url}#absent", f"{url}-absent", f"{url}#first:out", f"{url}#main:../..", f"{url}#main:absent"):
+        assert fn(worker, "deploy", wrong, "--name", "wrong", status=1).startswith("Error: ")
+    assert "expected URL" in fn(worker, "deploy", f"{url}#main:a:b", status=1)
+    assert "neither there nor" in fn(worker, "deploy", str(tmp_path / "absent"), status=2)
+    for name in ("cloned", "inner"):
+        fn(worker, "delete", name)
+
+
+def test_commands_are_those_of_olsock_too_and_are_completed(worker: WorkerProcess, source: Path) -> None:
+    fn(worker, "deploy", str(source))
+    command = str(Path(sys.executable).with_name("olsock"))
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60}
+    listed = subprocess.run([command, "fn", "list", "--json", "--state", str(worker.state)], check=True, **options)  # type: ignore[call-overload]
+    assert [each["FunctionName"] for each in json.loads(listed.stdout)] == ["typed"]
+    wrong = subprocess.run([command, "fn", "absent"], check=False, **options)  # type: ignore[call-overload]
+    assert wrong.returncode == 2 and "No such command" in wrong.stderr
+    asked = {**os.environ, "_OLSOCK_COMPLETE": "bash_complete", "OLSOCK_WORKER_STATE": str(worker.state)}
+    for words, found in (("olsock fn invo", "plain,invoke"), ("olsock fn invoke ty", "plain,typed")):
+        asked |= {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        done = subprocess.run([command], check=False, env=asked, **options)  # type: ignore[call-overload]
+        assert done.stdout.split() == [found]
+    fn(worker, "delete", "typed")

@@ -63,7 +63,9 @@ def test_large_requests_and_replies(fresh: Make) -> None:
 
 
 def test_a_handler_that_is_not_imported_in_time(fresh: Make) -> None:
-    worker = fresh({"late": ("import time; time.sleep(60)\n", ""), "echo": (ECHO, "")}, QUICK + "start_timeout = 1.0\n")
+    worker = fresh(
+        {"late": ("import time; time.sleep(60)\n", ""), "echo": (ECHO, "")}, QUICK + "[function]\ninit_timeout = 1.0\n"
+    )
     began = time.monotonic()
     reply = worker.call("late")
     assert (reply.status, reply.error) == (504, "start_timeout")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from worker_process import WorkerProcess
 
+from olsock_worker.broker_protocol import Origin
 from olsock_worker.metrics import LIMITS_US, OTHERS
 from olsock_worker.stats import FunctionStats, Histogram
 
@@ -44,6 +46,10 @@ def test_it_is_what_stats_tells(worker: WorkerProcess) -> None:
         each.labels["kind"]: each.value for each in found["olsock_starts"].samples if each.labels["function"] == "echo"
     }
     assert kinds == echo["starts"] and sum(kinds.values()) == 1
+    calls = found["olsock_invocation_starts"]
+    kinds = {each.labels["kind"]: each.value for each in calls.samples if each.labels["function"] == "echo"}
+    assert {name.removesuffix("_total"): count for name, count in kinds.items()} == echo["calls"]
+    assert sum(kinds.values()) == 6 and kinds.keys() <= {*get_args(Origin), "warm", "thawed"}
     times = found["olsock_invocation_duration_seconds"]
     for stage in ("total", "queue", "start", "run"):
         labels = {"function": "echo", "stage": stage}

@@ -125,7 +125,7 @@ def test_500_hides_the_traceback_unless_debug(worker: WorkerProcess) -> None:
     assert (reply.status, reply.error) == (500, "handler")
     assert b"4711" not in reply.body
     error_id = reply.json["error"]["id"]
-    log = worker.function_log("raises")
+    log = worker.until(lambda: "Status: error" in (log := worker.function_log("raises")) and log)
     assert error_id in log and "ValueError: secret-4711" in log and reply.headers["x-request-id"] in log
     shown = worker.call("raises_debug").json["error"]
     assert "ValueError: secret-4711" in shown["traceback"] and "f.py" in shown["traceback"]
@@ -140,7 +140,7 @@ def test_500_for_a_module_that_cannot_be_imported(worker: WorkerProcess) -> None
     for _ in range(2):
         reply = worker.call("bad_import")
         assert (reply.status, reply.error) == (500, "init")
-    assert "there_is_no_such_module" in worker.function_log("bad_import")
+    worker.until(lambda: "there_is_no_such_module" in worker.function_log("bad_import"))
 
 
 def test_429_when_the_queue_is_full(worker: WorkerProcess) -> None:
@@ -361,8 +361,9 @@ def test_output_goes_to_the_functions_log_and_cannot_forge_lines(worker: WorkerP
     worker.until(lambda: "prints" in worker.status()["functions"])
     evil = "one\r2026-01-01T00:00:00.000Z forged-00000001 two\x1b[2J\x00\u2028three\ntail"
     reply = worker.request("/run/prints", json.dumps({"text": evil}).encode())
-    log = worker.until(lambda: worker.function_log("prints"))
-    lines = log.splitlines()
-    assert len(lines) == 2 and lines[1].endswith(" tail")
+    lines = worker.until(lambda: "REPORT" in (log := worker.function_log("prints")) and log.splitlines())
+    assert [line.split(" ")[3] for line in lines if " platform/" in line] == ["START", "END", "REPORT"]
     assert all(line.split(" ")[1] == reply.headers["x-request-id"] for line in lines)
+    lines = [line for line in lines if line.split(" ")[2].startswith("out/")]
+    assert len(lines) == 2 and lines[1].endswith(" tail")
     assert r"\x0d2026-01-01" in lines[0] and r"\x1b[2J\x00\u2028three" in lines[0]

@@ -207,7 +207,19 @@ def test_function_stats_shape() -> None:
     stats = FunctionStats()
     stats.statuses[200] += 2
     assert set(stats.summary()) == {
-        *("requests", "cold", "starts", "statuses", "memory_bytes", "total", "queue", "start", "run", "keep_alive")
+        *(
+            "requests",
+            "cold",
+            "starts",
+            "calls",
+            "statuses",
+            "memory_bytes",
+            "total",
+            "queue",
+            "start",
+            "run",
+            "keep_alive",
+        )
     }
     assert stats.summary()["statuses"] == {"200": 2}
 
@@ -321,9 +333,9 @@ def test_messages_and_descriptors_arrive() -> None:
         broker_protocol.send(theirs, START)
         assert broker_protocol.receive_request(ours) == START
         fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(6)]
-        broker_protocol.send(ours, Started(1, 2, "python3.11:root", True), tuple(fds))
+        broker_protocol.send(ours, Started(1, 2, "python3.11:root", "blank", True), tuple(fds))
         message, received = broker_protocol.receive_reply(theirs)
-        assert message == Started(1, 2, "python3.11:root", True) and len(received) == 6
+        assert message == Started(1, 2, "python3.11:root", "blank", True) and len(received) == 6
         broker_protocol.close_all(fds + received)
         ours.close()
         assert broker_protocol.receive_reply(theirs) == (None, [])

@@ -115,6 +115,42 @@ def test_metadata_of_a_web_request(worker: WorkerProcess) -> None:
     }
 
 
+PROXIED = (
+    "import json\n"
+    "def f(environ, start_response):\n"
+    "    start_response('200 OK', [])\n"
+    "    names = ('wsgi.url_scheme', 'HTTP_X_FORWARDED_FOR', 'HTTP_X_FORWARDED_PROTO', 'HTTP_X_FORWARDED_HOST')\n"
+    "    return [json.dumps([environ.get(name) for name in names]).encode()]\n"
+)
+GIVEN = {"x-forwarded-for": "203.0.113.7", "x-forwarded-proto": "https", "x-forwarded-host": "a.example", "host": "b"}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "seen"),
+    [
+        ('["127.0.0.0/8", "2001:db8::/32"]', ["https", "203.0.113.7, 127.0.0.1", "https", "a.example"]),
+        ('["198.51.100.0/24"]', ["http", "127.0.0.1", "http", "b"]),
+        ("[]", ["http", "127.0.0.1", "http", "b"]),
+    ],
+)
+def test_only_trusted_proxies_are_believed(fresh: Callable[..., WorkerProcess], proxies: str, seen: list[str]) -> None:
+    config = f"registry_check = 0.2\n[http]\ntrusted_proxies = {proxies}\n"
+    process = fresh({"proxied": (PROXIED, "contract: wsgi\n")}, config)
+    assert process.request("/run/proxied", method="GET", headers=GIVEN).json == seen
+
+
+def test_by_the_local_socket(worker: WorkerProcess) -> None:
+    """It has no addresses, and serves web applications all the same."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20.0)
+        sock.connect(str(worker.state / "api.sock"))
+        sock.sendall(post("r.show()"))
+        got = b""
+        while data := sock.recv(65536):
+            got += data
+    assert json.loads(got.partition(b"\r\n\r\n")[2])[0]["client"] == ["127.0.0.1", 0]
+
+
 def test_a_body_in_chunks_has_a_length_and_no_trailers(worker: WorkerProcess) -> None:
     got = raw(
         worker,

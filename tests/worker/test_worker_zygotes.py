@@ -111,11 +111,11 @@ def test_no_function_sees_packages_of_another(worker: WorkerProcess) -> None:
     import sys
     def f(event):
         with open("/proc/self/maps") as maps:
-            mapped = sorted({line.split("/opt/packages")[1].strip() for line in maps if "/opt/packages" in line})
+            mapped = sorted({line.split("/var/packages")[1].strip() for line in maps if "/var/packages" in line})
         loaded = sorted(name for name, module in sys.modules.items()
-                        if (getattr(module, "__file__", None) or "").startswith("/opt/packages"))
+                        if (getattr(module, "__file__", None) or "").startswith("/var/packages"))
         import os
-        return [loaded, mapped, sorted(os.listdir("/opt/packages/0"))]
+        return [loaded, mapped, sorted(os.listdir("/var/packages/0"))]
     """
     worker.deploy(
         "hinted2", LOADED.format(imports="yaml"), "imports: [yaml, markupsafe]\n", requirements="pyyaml\nmarkupsafe"
@@ -281,7 +281,7 @@ def test_a_snapshot_with_packages(worker: WorkerProcess) -> None:
     worker.deploy("wrapped", code, yaml, requirements="markupsafe")
     deployed(worker, "wrapped")
     text, file = worker.call("wrapped").json
-    assert text == "&lt;" and file.startswith("/opt/packages/0/")
+    assert text == "&lt;" and file.startswith("/var/packages/0/")
     worker.until(lambda: snapshot(worker, "wrapped")["hits"] >= 1)
     assert snapshot(worker, "wrapped")["above"] in {each["key"] for each in nodes(worker, "markupsafe")}
 

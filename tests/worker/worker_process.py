@@ -129,6 +129,13 @@ class WorkerProcess:
         path = self.state / "logs" / f"{name}.log"
         return path.read_text() if path.exists() else ""
 
+    def function_log_files(self, name: str) -> str:
+        """The whole log, with what was rotated away."""
+        found = (self.state / "logs").glob(f"{name}.log*")
+        return "".join(
+            path.read_text() for path in sorted(found, key=lambda path: -int(path.suffix[1:].replace("log", "0")))
+        )
+
     # -- functions ----------------------------------------------------------------------------------------------------
 
     def deploy(self, name: str, code: str, yaml: str = "", **files: str) -> None:

@@ -50,6 +50,7 @@ from olsock_worker.broker_protocol import (
     Unpack,
 )
 from olsock_worker.installs import Busy, Installation, Installs
+from olsock_worker.layering import PLACE
 from olsock_worker.logs import WorkerLog
 from olsock_worker.made import Made
 from olsock_worker.planner import Planner
@@ -105,7 +106,7 @@ class Broker:
         self._draining = self._forced = False
         self._front_ended = asyncio.Event()
         self._unpacks = Unpacks(settings, store_fd, self._send, log)
-        self._zygotes = Zygotes(settings, installs, planner, self._open_code, self._send, log)
+        self._zygotes = Zygotes(settings, installs, planner, (self._open_code, self._open_layers), self._send, log)
 
     async def run(self) -> int:
         """Serve; return the exit status."""
@@ -258,11 +259,20 @@ class Broker:
         finally:
             os.close(code)
 
+    @contextlib.contextmanager
+    def _open_layers(self, name: str) -> Iterator[dict[str, str]]:
+        """Open a tree of layers of the front's by its name; gives the option that has it at /opt, if there is one."""
+        if not name:
+            yield {}
+            return
+        with self._open_code(f"{PLACE}/{name}") as path:
+            yield {"opt": path}
+
     async def _add(self, message: Start, installation: Installation) -> int:
         """Make an instance, which keeps the use of the installation; return its number."""
         try:
-            with self._open_code(message.code) as code:
-                made = await self._make(message, code, installation)
+            with self._open_code(message.code) as code, self._open_layers(message.layers) as opt:
+                made = await self._make(message, code, installation, opt)
         except BaseException:
             self._installs.release(installation)
             raise
@@ -270,34 +280,37 @@ class Broker:
         self._instances[number] = _Instance(made, message.code, installation)
         return number
 
-    async def _make(self, message: Start, code: str, installation: Installation) -> Made:
+    async def _make(self, message: Start, code: str, installation: Installation, opt: dict[str, str]) -> Made:
         """Fork from a zygote if there is one, or else begin a fresh interpreter."""
-        options = {**_asked(message), **_limits(message)}
+        options = {**_asked(message), **_limits(message), **opt}
         made = await self._zygotes.start(message, code, installation, options)
         if made is None:
-            work = partial(self._cold, message, code, installation)
-            made = Made(await asyncio.get_running_loop().run_in_executor(self._pool, work), "", lambda: None)
+            work = partial(self._cold, message, code, installation, options)
+            function = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            made = Made(function, "", "cold", lambda: None)
         return made
 
-    def _cold(self, message: Start, code: str, installation: Installation) -> olsock.Function:
+    def _cold(self, message: Start, code: str, installation: Installation, options: dict[str, Any]) -> olsock.Function:
         return olsock.Function(
             code=code,
             handler=message.handler,
             packages=[*installation.packages, *self._settings.packages],
             python=installation.python,
-            **_asked(message),
-            **_limits(message),
+            **options,
         )
 
     def _hand_over(self, request: int, number: int) -> None:
         """Give the front what it needs to run and to stop the instance, and nothing that could reach beyond it."""
         instance = self._instances[number]
-        handles = instance.made.function.handles()
+        made = instance.made
+        handles = made.function.handles()
         fds = [handles.channel, handles.freeze, handles.kill, handles.log, handles.pidfd]
-        events, memory = handles.memory_events, handles.memory
-        fds += [fd for fd in (events, memory) if fd is not None]
+        optional = handles.memory_events, handles.memory, handles.memory_peak
+        fds += [fd for fd in optional if fd is not None]
         try:
-            self._send(Started(request, number, instance.made.key, events is not None, memory is not None), tuple(fds))
+            self._send(
+                Started(request, number, made.key, made.origin, *(fd is not None for fd in optional)), tuple(fds)
+            )
         finally:
             broker_protocol.close_all([*fds, handles.events])
 

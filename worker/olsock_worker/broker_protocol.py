@@ -26,6 +26,10 @@ _BUFFER = 1 << 20
 Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _Text = Annotated[str, msgspec.Meta(max_length=255)]
 _Path = Annotated[str, msgspec.Meta(max_length=512)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+# What a new instance begins from: a fresh interpreter, a node of a tree, a function's own zygote, one of packages that are
+# kept by hand, or a child of any zygote that was forked ahead.
+Origin = Literal["cold", "tree node", "function zygote", "zygote", "blank"]
 _Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Imports = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=200)]
 
@@ -49,6 +53,7 @@ class Start(_Request, frozen=True, tag="start", kw_only=True):
     contract: _Contract = "auto"  # how the function is called
     root_path: _Text = ""  # what it is mounted at, for web applications
     installation: Number = 0  # 0: the worker's own interpreter, and nothing installed
+    layers: _Digest = ""  # name of the tree that is to appear at /opt
 
 
 class Stop(_Request, frozen=True, tag="stop", kw_only=True):
@@ -71,6 +76,7 @@ class Deploy(_Request, frozen=True, tag="deploy", kw_only=True):
     handler: _Text
     env: Annotated[dict[_Text, str], msgspec.Meta(max_length=1000)]
     installation: Number
+    layers: _Digest = ""
     imports: _Imports
     zygote: Literal["auto", "wait", "off"]
     contract: _Contract = "auto"
@@ -139,7 +145,10 @@ class Serving(_Request, frozen=True, tag="serving"):
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
-    """First message to the front. Descriptors: listening socket, local socket, code, logs, locks, function store."""
+    """First message to the front. Descriptors: listening socket, local socket, code, logs, locks, function store.
+
+    With `control_listen` there is one more, the listening socket of the control API.
+    """
 
     settings: Settings
     uid: int
@@ -156,14 +165,17 @@ class Done(msgspec.Struct, frozen=True, tag="done", forbid_unknown_fields=True):
 class Started(msgspec.Struct, frozen=True, tag="started", forbid_unknown_fields=True):
     """An instance is there. Descriptors: channel, freeze, kill, log, pidfd; with `events` also memory.events.
 
-    With `memory` there is one more, read-only, of the file that says how many bytes are charged to it.
+    With `memory` and with `peak` there is one more each, read-only, of the files that say how many bytes are charged to it,
+    and how many were at most.
     """
 
     id: int
     instance: int
     zygote: str  # key of the one that it was forked from; "": a fresh interpreter
+    origin: Origin
     events: bool
     memory: bool = False
+    peak: bool = False
 
 
 class Installed(msgspec.Struct, frozen=True, tag="installed", forbid_unknown_fields=True):

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from olsock_worker.handshakes import Handshake
     from olsock_worker.heads import Head
     from olsock_worker.instances import Instance
-    from olsock_worker.streams import Stream
+    from olsock_worker.streams import Source
+    from olsock_worker.visits import Visit
 
 # Unique over restarts without costing a system call a request: random once, then counted.
 _PREFIX = secrets.token_hex(6)
@@ -34,7 +35,7 @@ class Client(Replier, Protocol):
     def answer(self, call: Call, head: Head, body: bytes) -> None:
         """Answer with headers of the function's own."""
 
-    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+    def begin(self, call: Call, stream: Source | None, head: Head) -> bool:
         """Take the head of an answer that comes in parts; say whether these are to be chunks."""
 
     def write(self, data: bytes) -> None:
@@ -91,6 +92,7 @@ class Call:
         "target",
         "told",
         "version",
+        "visit",
     )
 
     def __init__(
@@ -113,6 +115,7 @@ class Call:
         self.sent = 0.0  # when the sandbox got it
         self.instance: Instance | None = None
         self.told: Told | None = None
+        self.visit: Visit | None = None  # of a function URL: the request is the client's own
         self.failure: Failure | None = None
         self.on_abandon: Callable[[Call], None] | None = None
 

@@ -1,7 +1,8 @@
 """What the function store has, as the front serves it: LATEST versions always, published ones once they are called.
 
 Each version that is served is a function of its own under a key: its name, and for a published one `:` and the number. What is
-asked for with every call (aliases, reservations, which versions there are) is kept in memory as it is in the store.
+asked for with every call (aliases, reservations, rules for events, which versions there are) is kept in memory as the store has
+it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+import msgspec
+
 from olsock_worker import configurations
+from olsock_worker.layering import Layering, merged
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.registry import WANTS, Deployment
-from olsock_worker.store.records import LATEST, Absent, Alias, Version
+from olsock_worker.store.records import LATEST, Absent, Alias, EventInvoke, FunctionUrl, Provision, Version
 
 if TYPE_CHECKING:
     from olsock_worker.fleet import Fleet
@@ -61,12 +65,16 @@ class Catalog:
         self.writing = asyncio.Lock()  # held from a change of the store until what is served is the same
         self.turn = asyncio.Lock()  # held while directories of code that runs are made or removed
         self._store, self._code, self._code_fd = store, code, code_fd
+        self.layering = Layering(code, code_fd)
         self._fleet, self._locks, self._settings = fleet, locks, settings
         self._deploy, self._remove, self._fail = deploy, remove, fail
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._versions: dict[str, set[str]] = {}  # by name
         self._aliases: dict[tuple[str, str], Alias] = {}
-        self._reserved: dict[str, int] = {}
+        self._urls: dict[str, FunctionUrl] = {}
+        self._provisions: dict[tuple[str, str], Provision] = {}
+        self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
+        self.on_change: Callable[[str], None] = lambda _name: None  # what is known of a function has changed
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -102,22 +110,37 @@ class Catalog:
 
     async def refresh(self, name: str) -> None:
         """Take over what the store has about a function beside its versions."""
-        aliases, reserved = await self.ask(self._read, name)
+        aliases, reserved, urls, provisions = await self.ask(self._read, name)
         for key in [each for each in self._aliases if each[0] == name]:
             del self._aliases[key]
         self._aliases |= {(name, each.name): each for each in aliases}
-        self._reserved.pop(name, None)
-        if reserved is not None:
-            self._reserved[name] = reserved
+        self._fleet.concurrency.reserve(name, reserved)
+        others = {key: url for key, url in self._urls.items() if url.function != name}
+        self._urls = others | {url.id: url for url in urls}
+        kept = {key: each for key, each in self._provisions.items() if key[0] != name}
+        self._provisions = kept | {(name, each.qualifier): each for each in provisions}
+        rules = await self.ask(self._rules, name)
+        for key in [each for each in self._event_invokes if each[0] == name]:
+            del self._event_invokes[key]
+        self._event_invokes |= {(name, each.qualifier): each for each in rules}
+        self.on_change(name)
 
-    def _read(self, name: str) -> tuple[list[Alias], int | None]:
+    def _rules(self, name: str) -> list[EventInvoke]:
+        found: list[EventInvoke] = []
+        with contextlib.suppress(Absent):
+            while page := self._store.event_invokes.list(name, found[-1].qualifier if found else "", _PAGE):
+                found += page
+        return found
+
+    def _read(self, name: str) -> tuple[list[Alias], int | None, list[FunctionUrl], list[Provision]]:
         found: list[Alias] = []
         try:
             while page := self._store.aliases(name, None, found[-1].name if found else "", _PAGE):
                 found += page
-            return found, self._store.reserved(name)
+            belongings = self._store.urls.all(name), self._store.provisions.all(name)
+            return found, self._store.reserved(name), *belongings
         except Absent:
-            return [], None
+            return [], None, [], []
 
     async def collect(self) -> None:
         """Remove code that no version refers to."""
@@ -172,9 +195,13 @@ class Catalog:
     def _prepare(self, version: Version) -> Deployment:
         config = configurations.effective(version, self._settings.function)
         key = key_of(version.function, version.number)
+        digests = [each.digest for each in version.configuration.layers]
         number = version.code.digest[:20] + (f"-{config.runtime}" if config.runtime else "")
+        number += f"-{merged(digests)[:20]}" if digests else ""
         deployment = Deployment(key, number, config, version.requirements)
         self._code.link(version.code.digest, self._code_fd, deployment.path)
+        if digests:
+            deployment = msgspec.structs.replace(deployment, layers=self.layering.make(deployment.path, digests))
         if version.number != LATEST:
             self._locks.copy(f"{version.function}/{number}", deployment.path)  # a version keeps the packages it had
         return deployment
@@ -196,7 +223,7 @@ class Catalog:
             self._remove(key_of(name, each))
         if number is None:
             self._versions.pop(name, None)
-            await self.refresh(name)
+        await self.refresh(name)
         await self.collect()
 
     # -- calls --------------------------------------------------------------------------------------------------------
@@ -217,15 +244,39 @@ class Catalog:
                 return number
         return alias.version
 
-    def throttled(self, name: str) -> bool:
-        """Say whether as many calls of a function run or wait as are reserved for it."""
-        reserved = self._reserved.get(name)
-        if reserved is None:
-            return False
-        functions = [self._fleet.functions.get(key_of(name, each)) for each in self._versions.get(name, ())]
-        waiting = sum(len(each.queue) for each in functions if each is not None)
-        running = sum(each.call is not None and each.function in functions for each in self._fleet.instances)
-        return waiting + running >= reserved
+    def leads_to(self, name: str, qualifier: str) -> str | None:
+        """Return the number of the version that a version's number or an alias leads to; None if there is none."""
+        alias = self._aliases.get((name, qualifier))
+        number = qualifier if alias is None else alias.version
+        return number if number in self._versions.get(name, ()) else None
+
+    def numbers(self, name: str) -> Collection[str]:
+        """Return the numbers of the versions of a function."""
+        return self._versions.get(name, ())
+
+    def provisions(self, name: str) -> list[Provision]:
+        """Return what is to be kept initialised of a function."""
+        return [each for each in self._provisions.values() if each.function == name]
+
+    def provisioned(self, name: str | None = None) -> int:
+        """Return how many instances are to be kept initialised, of one function or in all."""
+        return sum(each.instances for each in self._provisions.values() if name in (None, each.function))
+
+    def url(self, number: str) -> FunctionUrl | None:
+        """Return a function URL by its id."""
+        return self._urls.get(number)
+
+    def throttled(self, name: str) -> str:
+        """Say why no further call of a function is taken now, in AWS's words; "" if one is."""
+        return self._fleet.concurrency.over(name)
+
+    def off(self, name: str) -> bool:
+        """Say whether no call of a function may run at all."""
+        return self._fleet.concurrency.off(name)
+
+    def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
+        """Return the rules for events that are set for a version or an alias."""
+        return self._event_invokes.get((name, qualifier))
 
     async def function(self, name: str, number: str) -> Function:
         """Return a version, served. Raises `Absent` and `NotReady`."""

@@ -13,7 +13,10 @@ from urllib.parse import quote
 
 import click
 
+from olsock_worker.cli_backup import backup, restore
+from olsock_worker.cli_dead_letters import dead_letters
 from olsock_worker.cli_fn import fn
+from olsock_worker.cli_logs import logs
 from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
 
@@ -80,7 +83,7 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
 
     Must be started as root. It splits at once: the broker keeps root and only makes sandboxes; the front, which reads
     requests, becomes an unprivileged user without capabilities. Logs are JSON lines on standard error; what functions
-    print is in STATE/logs/<name>.log.
+    print is in STATE/logs/<name>.log: see `olsock-worker fn logs`.
 
     SIGTERM or Ctrl-C drains: no new connections, running requests finish (at most `drain` seconds), exit status 0.
     A second one cuts them off and exits with status 1. What a killed worker left behind is removed by the next `up`.
@@ -90,8 +93,9 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
       registry_check = 5.0     seconds between looks at the registry
       grace = 0.02             seconds an idle instance stays warm before it is frozen
       drain = 30.0             seconds that running requests get at the end
-      start_timeout = 20.0     seconds for making a sandbox and importing its handler
+      start_timeout = 20.0     seconds for making a sandbox
       instances = 256          most instances at one time
+      concurrent_executions = 1000   calls that run or wait, of all functions together
       memory_budget = "0"      sum of their memory limits; 0 is twice the host's memory
       memory_floor = "0"       idle ones go while less is available; 0 is 1/16 of the host's memory
       zygote_memory = "1G"     limit of one zygote; blanks = 4 forked ahead of each at most
@@ -106,12 +110,16 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
     \b
       [function]               what an ol.yaml may override
       memory = "128M"          pids = 64, cpus (unlimited), tmpfs_size = "64M", timeout = 30.0,
+                               init_timeout = 10.0, invocation_log = true,
                                concurrency = 32, queue = 256, zygote = "auto" | "wait" | "off"
     \b
       [http]
       body = "6M"              largest request; reply = "6M"; bodies = "256M" held at one time
       header_bytes = 32768     header_count = 100, header_timeout = 10.0, body_timeout = 60.0,
                                write_timeout = 60.0, idle_timeout = 75.0, connections = 1024, pipeline = 64
+    \b
+      [events]                 asynchronous invocations
+      payload = "256K"         count = 1000000, bytes = "1G", retries = 2, age = 21600.0, running = 128
     """
     from olsock_worker import worker
 
@@ -185,7 +193,11 @@ def tree(state: str, svg: str | None) -> None:
     console.print(render(found))
 
 
+fn.add_command(logs)
 main.add_command(fn)
+fn.add_command(dead_letters)
+main.add_command(backup)
+main.add_command(restore)
 
 
 @main.command()
@@ -223,14 +235,14 @@ def down(state: str, timeout: float, force: bool) -> None:
 
 def _get(worker: Running, path: str) -> tuple[int, bytes]:
     """Ask a worker for one of its own pages; return the status and the body."""
-    connection = http.client.HTTPConnection(worker.host, worker.port, timeout=5.0)
+    connection = http.client.HTTPConnection(worker.control_host, worker.control_port, timeout=5.0)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
         raise click.ClickException(
-            f"pid {worker.pid} does not answer on {worker.host}:{worker.port}: {error}"
+            f"pid {worker.pid} does not answer on {worker.control_host}:{worker.control_port}: {error}"
         ) from None
 
 

@@ -7,24 +7,23 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from functools import wraps
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import click
 
+from olsock_worker.checkouts import checkout, is_remote, name_of
+from olsock_worker.commands import complete_function, complete_path, in_group
+from olsock_worker.commands import show_json as _print
+from olsock_worker.commands import show_table as _table
 from olsock_worker.local import Local, LocalError
 from olsock_worker.logs import escape
-from olsock_worker.packing import PackingError, handler_of, pack
-from olsock_worker.settings import STATE
-from olsock_worker.state import running
+from olsock_worker.packing import handler_of, pack
 
 _ROLE = "arn:aws:iam::000000000000:role/olsock"
 _PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-_PIPE_WIDTH = 240
 _LOOK = 0.05  # seconds between looks at a function that is being installed
-_Given = ParamSpec("_Given")
 
 
 @click.group()
@@ -36,45 +35,12 @@ def fn() -> None:
     """
 
 
-def _command(work: Callable[_Given, None]) -> click.Command:
-    """Make a command with the options that all have, and errors as people read them."""
-
-    @wraps(work)
-    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
-        try:
-            work(*args, **kwargs)
-        except (LocalError, PackingError) as error:
-            raise click.ClickException(escape(str(error))) from None
-        except OSError as error:
-            raise click.ClickException(f"{error.filename or 'the worker'}: {error.strerror or error}") from None
-
-    state = click.option(
-        *("--state", "worker"),
-        metavar="DIR",
-        default=STATE,
-        show_default=True,
-        envvar="OLSOCK_WORKER_STATE",
-        callback=lambda _context, _option, value: _worker(value),
-        help="State directory of the worker.",
-    )
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    return fn.command(name=work.__name__.rstrip("_").replace("_", "-"))(state(as_json(run)))
-
-
-def _worker(state: str) -> Local:
-    try:
-        found = running(state)
-    except PermissionError:
-        raise click.ClickException(f"{state}: permission denied; the state directory is root's") from None
-    if found is None or not found.port:
-        click.echo(f"no worker is running in {state}" if found is None else "the worker is starting", err=True)
-        sys.exit(3)
-    return Local(state)
+_command = in_group(fn)
 
 
 @_command
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="Name of the function.  [default: the name of the directory or zip]")
+@click.argument("source", metavar="PATH|GIT_URL[#REF[:FOLDER]]", shell_complete=complete_path)
+@click.option("--name", help="Name of the function.  [default: that of the directory, zip or repository]")
 @click.option("--handler", help="module.function.  [default: what ol.yaml says, f.f or lambda_function.lambda_handler]")
 @click.option("--runtime", help=f"Interpreter.  [default: what ol.yaml says, or {_PYTHON}]")
 @click.option("--timeout", type=int, metavar="SECONDS", help="Seconds for a call.")
@@ -83,9 +49,21 @@ def _worker(state: str) -> Local:
 @click.option("--description", help="What it is for.")
 @click.option("--publish", is_flag=True, help="Publish a version, too.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is installed.")
-def deploy(worker: Local, as_json: bool, path: Path, publish: bool, no_wait: bool, **given: Any) -> None:
-    """Deploy the directory or zip at PATH: a new function, or new code for the one of that name."""
-    name = given["name"] or (path.resolve().name if path.is_dir() else path.stem)
+def deploy(worker: Local, as_json: bool, source: str, name: str | None, **given: Any) -> None:
+    """Deploy a directory, a zip, or what is in a repository: a new function, or new code for the one of that name."""
+    if is_remote(source):
+        with contextlib.ExitStack() as stack:
+            with _progress(f"fetching {source}"):
+                path = stack.enter_context(checkout(source))
+            _deploy(worker, as_json, path, name or name_of(source), **given)
+        return
+    path = Path(source)
+    if not path.exists():
+        raise click.BadParameter(f"{source}: neither there nor an address of a repository", param_hint="PATH")
+    _deploy(worker, as_json, path, name or (path.resolve().name if path.is_dir() else path.stem), **given)
+
+
+def _deploy(worker: Local, as_json: bool, path: Path, name: str, *, publish: bool, no_wait: bool, **given: Any) -> None:
     code = base64.b64encode(pack(path)).decode()
     settings = _settings(given)
     with _progress(f"deploying {name}"):
@@ -155,16 +133,30 @@ def _progress(what: str) -> Iterator[None]:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=complete_function)
 @click.argument("event", default="{}")
 @click.option("--log", is_flag=True, help="Print the end of what it printed on standard error.")
-def invoke(worker: Local, as_json: bool, name: str, event: str, log: bool) -> None:
-    """Call the function NAME, or NAME:QUALIFIER, with EVENT: JSON, or - for standard input, or @FILE."""
+@click.option("--event", "later", is_flag=True, help="Do not wait for an answer: print the id of the request.")
+def invoke(worker: Local, as_json: bool, name: str, event: str, log: bool, later: bool) -> None:
+    """Call the function NAME, or NAME:QUALIFIER, with EVENT: JSON, or - for standard input, or @FILE.
+
+    With --event the call is kept by the worker and made as soon as it can be. If the function fails it is tried again, and
+    in the end it is a dead letter.
+    """
+    if log and later:
+        raise click.UsageError("--log needs an answer, and --event waits for none")
     if event == "-":
         body = sys.stdin.buffer.read()
     else:
         body = Path(event[1:]).read_bytes() if event.startswith("@") else event.encode()
     name, _, qualifier = name.partition(":")
+    if later:
+        identity = worker.send(name, body, qualifier or None)
+        if as_json:
+            _print({"RequestId": identity})
+        else:
+            click.echo(identity)
+        return
     headers, data = worker.invoke(name, body, qualifier or None, log)
     printed = base64.b64decode(headers.get("x-amz-log-result", "")).decode(errors="replace")
     failed = "x-amz-function-error" in headers
@@ -188,7 +180,7 @@ def list_(worker: Local, as_json: bool) -> None:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=complete_function)
 def show(worker: Local, as_json: bool, name: str) -> None:
     """Show the function NAME, or NAME:QUALIFIER."""
     name, _, qualifier = name.partition(":")
@@ -202,7 +194,7 @@ def show(worker: Local, as_json: bool, name: str) -> None:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=complete_function)
 def versions(worker: Local, as_json: bool, name: str) -> None:
     """List the versions of the function NAME."""
     columns = ("Version", "Description", "CodeSize", "CodeSha256", "LastModified")
@@ -210,7 +202,7 @@ def versions(worker: Local, as_json: bool, name: str) -> None:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=complete_function)
 @click.argument("alias", required=False)
 @click.argument("version", required=False)
 @click.option("--weight", metavar="VERSION=SHARE", help="Another version, and its share of the calls from 0 to 1.")
@@ -248,32 +240,10 @@ def _weights(text: str | None) -> dict[str, float]:
 
 
 @_command
-@click.argument("name")
+@click.argument("name", shell_complete=complete_function)
 def delete(worker: Local, as_json: bool, name: str) -> None:
     """Delete the function NAME with all that belongs to it, or the one version of NAME:VERSION."""
     name, _, qualifier = name.partition(":")
     worker.ask("DELETE", name, Qualifier=qualifier)
     if as_json:
         _print({"FunctionName": name, **({"Version": qualifier} if qualifier else {})})
-
-
-def _print(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
-    """Print rows: as a table, or all that they have as JSON."""
-    if as_json:
-        _print(rows)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        values = (row.get(column, "") for column in columns)
-        table.add_row(*(escape(value if isinstance(value, str) else json.dumps(value)) for value in values))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:  # a file or a pipe has no width: lines are not to be cut for one
-        console = Console(highlight=False, markup=False, width=_PIPE_WIDTH)
-    console.print(table)

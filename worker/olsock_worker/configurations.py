@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import msgspec
 
 from olsock_worker import ol_yaml
-from olsock_worker.ol_yaml import FunctionConfig, FunctionError
+from olsock_worker.ol_yaml import FunctionConfig, handler_of
 from olsock_worker.settings import FunctionDefaults
 from olsock_worker.store.records import Configuration, Version
 
-_PARTS = r"[A-Za-z_][A-Za-z0-9_]*"
-_HANDLER = re.compile(rf"{_PARTS}(?:[/.]{_PARTS})*\.{_PARTS}", re.ASCII)
 REGION, ACCOUNT = "us-east-1", "000000000000"
-
-
-def handler_of(handler: str) -> str:
-    """Turn "folder/module.function" into "folder.module:function"."""
-    if not _HANDLER.fullmatch(handler):
-        raise FunctionError(f"handler {handler!r}: expected module.function, or folder/module.function")
-    module, _, function = handler.rpartition(".")
-    return f"{module.replace('/', '.')}:{function}"
 
 
 def handler_file(config: FunctionConfig) -> str:
@@ -46,6 +34,9 @@ def effective(version: Version, defaults: FunctionDefaults) -> FunctionConfig:
         "_HANDLER": config.handler.replace(":", "."),
         "TZ": ":UTC",
     }
+    if given.layers:
+        told["PATH"] = "/usr/local/bin:/usr/bin:/bin:/opt/bin"
+        told["LD_LIBRARY_PATH"] = "/opt/lib"
     return msgspec.structs.replace(config, environment={**told, **config.environment})
 
 

@@ -16,8 +16,8 @@ from olsock_worker.settings import Http
 if TYPE_CHECKING:
     from olsock_worker.websocket import WebSocket
 
-_CONTROL = (b"/2015-03-31/functions", b"/registry/")
-_UPLOAD = re.compile(rb"/2015-03-31/functions(/|/[^/?]+/code)?|/registry/[^/?]+")
+_CONTROL = (b"/2015-03-31/functions", b"/registry/", b"/2018-10-31/layers/")
+_UPLOAD = re.compile(rb"/2015-03-31/functions(/|/[^/?]+/code)?|/registry/[^/?]+|/2018-10-31/layers/[^/?]+/versions")
 _BEAT = 0.25  # seconds; the deadlines of connections are whole seconds
 
 

@@ -15,6 +15,7 @@ import psutil
 from olsock_worker import broker_protocol
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Done, Learnt, OomKills, Start, Started, Stop
+from olsock_worker.concurrency import Concurrency
 from olsock_worker.handles import Handles
 from olsock_worker.instances import NEVER, Instance, State
 from olsock_worker.keeper import Keeper
@@ -68,6 +69,7 @@ class Fleet:
         self.instances: set[Instance] = set()
         self.nodes: set[Evictable] = set()  # of the zygote tree: the size of each counts in the memory budget
         self.values = Gdsf()
+        self.concurrency = Concurrency(settings.concurrent_executions)
         self.evicted = Counter({"instances": 0, "nodes": 0})
         self.keeper = Keeper(settings)
         self._broker = broker
@@ -104,12 +106,13 @@ class Fleet:
             memory=config.memory,
             tmpfs_size=config.tmpfs_size,
             pids=config.pids,
-            cpus=config.cpus,
+            cpus=config.ceiling,
             imports=config.imports,
             zygote=config.zygote,
             contract=config.contract,
             root_path=deployment.root_path,
             installation=deployment.installation,
+            layers=deployment.layers,
         )
         if not self._broker.request(message, lambda reply, fds: self._started(starting, reply, fds)):
             return False
@@ -124,14 +127,14 @@ class Fleet:
             self._starting.discard(starting)
             instance = Instance(
                 reply.instance,
-                Handles.of(fds, reply.events, reply.memory),
+                Handles.of(fds, reply.events, reply.memory, reply.peak),
                 starting.function,
                 starting.deployment,
-                reply.zygote,
+                reply.origin,
                 starting.asked,
             )
             self.instances.add(instance)
-            starting.function.stats.starts[_origin(reply.zygote)] += 1
+            starting.function.stats.starts[reply.origin] += 1
             instance.ahead = starting.ahead
             if instance.events >= 0:
                 self._oom.register(instance.events, select.EPOLLPRI)
@@ -256,7 +259,7 @@ class Fleet:
 
     def _settle(self) -> None:
         for instance in self._freed:
-            instance.output.fresh = False
+            instance.settle()
         self._freed.clear()
 
     def idle(self, instance: Instance) -> None:
@@ -323,10 +326,3 @@ class Fleet:
         return sum(each.call is not None for each in self.instances) + sum(
             len(function.queue) for function in self.functions.values()
         )
-
-
-def _origin(zygote: str) -> str:
-    """Say what an instance began from, by the key of its zygote."""
-    if not zygote:
-        return "cold"
-    return "snapshot" if zygote.startswith("function:") else "node"

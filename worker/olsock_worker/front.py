@@ -18,6 +18,7 @@ import prctl
 import uvloop
 
 from olsock_worker import broker_protocol, privileges
+from olsock_worker.addresses import Addresses
 from olsock_worker.aws.access import Access
 from olsock_worker.aws.control import Control
 from olsock_worker.broker_client import BrokerClient, Reply
@@ -25,13 +26,19 @@ from olsock_worker.broker_protocol import Deploy, Evict, Hello, Remove, Serving,
 from olsock_worker.bytecodes import Bytecodes
 from olsock_worker.catalog import Catalog
 from olsock_worker.deployer import Deployer
+from olsock_worker.doors import Door
+from olsock_worker.downloads import Downloads
 from olsock_worker.edge import Edge
+from olsock_worker.events.dispatcher import Dispatcher
+from olsock_worker.events.sqlite import SqliteQueue
+from olsock_worker.events.targets import Targets
 from olsock_worker.fleet import Fleet
 from olsock_worker.functions import Function
 from olsock_worker.locks import Locks
-from olsock_worker.logs import FunctionLog, WorkerLog
+from olsock_worker.logs import FunctionLog, WorkerLog, prune
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
+from olsock_worker.provisioning import Provisioning
 from olsock_worker.registry import WANTS, Changes, Deployment, Registry
 from olsock_worker.routes import Routes
 from olsock_worker.settings import Settings, fitting
@@ -39,9 +46,11 @@ from olsock_worker.store.code import CodeStore
 from olsock_worker.store.records import StoreError
 from olsock_worker.store.sqlite import SqliteStore
 from olsock_worker.uploads import Uploads
+from olsock_worker.urls import Urls
 
 _BACKLOG = 1024
 _LAME = 1.0  # seconds in which a draining front still answers on connections that are open already
+_SOON = 0.02  # seconds that a line of a log waits for others
 _AGAIN = 0.1  # seconds after which the broker is told what it could not be told
 _LOST_BROKER, _BAD_STORE = 3, 4  # exit statuses
 
@@ -59,8 +68,10 @@ class Front:
         logs_fd: int,
         locks_fd: int,
         store_fd: int,
+        control: socket.socket | None = None,
     ) -> None:
         self._settings = settings
+        self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._logs = logs_fd
         self._log = WorkerLog("front")
@@ -71,37 +82,58 @@ class Front:
         self._deployer = Deployer(self._broker, self._locks, self._on_deployable, self._on_failure)
         self._bytecodes = Bytecodes(self._broker, code_fd, self._is_current, self._log)
         self._routes = Routes(self._fleet, self._deployer, self._locks, Measures(self._broker), self._log)
-        self._edge = Edge(settings.http, self._routes.handle, self._routes.refused)
+        self._local, self._control = local, control
+        calls_at = listener.getsockname()[:2]
+        control_at = calls_at if control is None else control.getsockname()[:2]
+        access = Access(settings.credentials, calls_at[0])
+        apart = control is not None
+        self._edge = self._opened(Door(access, control=not apart))
         self._routes.edge = self._edge
-        self._local = local
-        self._local_edge = Edge(settings.http, partial(self._routes.handle, local=True), self._routes.refused)
+        self._local_edge = self._opened(Door(None))
+        self._control_edge = self._opened(Door(Access(settings.credentials, control_at[0]), calls=not apart))
         self._registry = Registry(code_fd, settings)
         code = CodeStore(store_fd)
         self._catalog = Catalog(
             *(SqliteStore(store_fd), code, code_fd, self._fleet, self._locks, settings),
             *(self._deploy, self._remove, self._on_failure),
         )
+        self._provisioning = Provisioning(self._catalog, self._fleet)
         uploads = Uploads(self._broker, code, settings)
+        self._routes.downloads = Downloads(code, self._routes.refuse, self._log)
+        self._targets = Targets(self._catalog, self._fleet, self._deployer, self._routes.failures)
+        self._events = Dispatcher(SqliteQueue(store_fd, settings.events), self._targets, settings, self._log)
+        self._routes.events = self._events.figures
         self._routes.control = Control(
-            *(self._catalog, uploads, self._fleet, self._deployer, self._routes.failures, self._registry),
-            *(Access(settings.credentials, listener.getsockname()[0]), self._log),
+            *(self._catalog, uploads, code, self._fleet, self._deployer, self._routes.failures, self._registry),
+            addresses=Addresses(calls_at, control_at, settings.url_base),
+            downloads=self._routes.downloads,
+            provisioning=self._provisioning,
+            log=self._log,
+            events=self._events,
+            logs_fd=logs_fd,
         )
+        self._routes.urls = Urls(self._catalog, self._fleet, access, self._routes.refuse, self._log)
         self._garbage: set[str] = set()  # versions that were current once
         self._stopping = asyncio.Event()
-        self._server: asyncio.Server | None = None
-        self._local_server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+
+    def _opened(self, door: Door) -> Edge:
+        return Edge(self._settings.http, partial(self._routes.handle, door=door), self._routes.refused)
 
     async def run(self) -> None:
         """Serve until told to drain."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._broker.attach(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_drain)
         await self._catalog.load()
         await self._look()
         backlog = min(_BACKLOG, self._settings.http.connections)
-        self._server = await loop.create_server(self._edge.protocol, sock=self._listener, backlog=backlog)
-        self._local_server = await loop.create_unix_server(self._local_edge.protocol, sock=self._local)
+        for edge, listener in ((self._edge, self._listener), (self._control_edge, self._control)):
+            if listener is not None:
+                self._servers.append(await loop.create_server(edge.protocol, sock=listener, backlog=backlog))
+        self._servers.append(await loop.create_unix_server(self._local_edge.protocol, sock=self._local))
+        self._events.start()
         # What has been made so far lives as long as the process: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -134,6 +166,7 @@ class Front:
         finally:
             os.close(fd)
         self._apply(changes)
+        self._targets.known = True
         await self._collect()
 
     async def _open_registry(self) -> int:
@@ -178,6 +211,8 @@ class Front:
             self._broker.request(Remove(id=self._broker.number(), name=name), _ignore)
             self._retire(function.deployment)
             function.close()
+        if ":" not in name:
+            self._events.end(name)
 
     def _deploy(self, deployment: Deployment) -> None:
         """Go over to a version that is new, as soon as what it requires is there."""
@@ -200,7 +235,8 @@ class Front:
         self._routes.failures.pop(deployment.name, None)
         if function is None:
             settings = self._settings
-            log = FunctionLog(self._logs, deployment.name, int(settings.log_bytes), settings.log_files)
+            sizes = int(settings.log_bytes), settings.log_files
+            log = FunctionLog(self._logs, deployment.name, *sizes, partial(self._loop.call_later, _SOON))
             functions[deployment.name] = Function(deployment, self._fleet, log, self._log)
         else:
             self._retire(function.deployment)
@@ -209,6 +245,8 @@ class Front:
         self._announce(deployment)
         self._bytecodes.want(deployment)
         self._catalog.ready(deployment.name)
+        self._events.ready(deployment.name.partition(":")[0])
+        self._provisioning.served(deployment.name)
 
     def _is_current(self, deployment: Deployment) -> bool:
         function = self._fleet.functions.get(deployment.name)
@@ -224,6 +262,7 @@ class Front:
             handler=config.handler,
             env=config.environment,
             installation=deployment.installation,
+            layers=deployment.layers,
             imports=config.imports,
             zygote=config.zygote,
             contract=config.contract,
@@ -267,7 +306,9 @@ class Front:
             self._garbage.discard(path)
             if path not in current:
                 await loop.run_in_executor(None, self._registry.forget, path)
+        await loop.run_in_executor(None, self._catalog.layering.collect, current | running | starting)
         await loop.run_in_executor(None, self._locks.keep, self._registry.names | self._catalog.keys)
+        await loop.run_in_executor(None, prune, self._logs, int(self._settings.logs_bytes))
 
     # -- the broker ---------------------------------------------------------------------------------------------------
 
@@ -293,22 +334,26 @@ class Front:
     async def _drain(self) -> None:
         """Accept no more, answer what came, give up after the grace."""
         self._log("info", "draining", running=self._fleet.running)
-        self._edge.drain()
-        self._local_edge.drain()
+        self._events.stop()
+        edges = self._edge, self._local_edge, self._control_edge
+        for edge in edges:
+            edge.drain()
         await asyncio.sleep(0.05)  # connections that the kernel has accepted for us are taken over meanwhile
-        for server in (self._server, self._local_server):
-            if server is not None:
-                server.close()
+        for server in self._servers:
+            server.close()
         loop = asyncio.get_running_loop()
         begun = loop.time()
         while loop.time() - begun < self._settings.drain:
             if loop.time() - begun >= min(_LAME, self._settings.drain):
-                self._edge.close_idle()
-                self._local_edge.close_idle()
-            if not len(self._edge) and not len(self._local_edge) and not self._fleet.running:
+                for edge in edges:
+                    edge.close_idle()
+            if not any(map(len, edges)) and not self._fleet.running:
                 break
             await asyncio.sleep(0.02)
-        self._log("info", "drained", cut=self._edge.busy)
+        for function in self._fleet.functions.values():
+            function.log.close()
+        self._log("info", "drained", cut=sum(edge.busy for edge in edges))
+        await self._events.close()
         await loop.run_in_executor(None, self._catalog.close)
 
 
@@ -331,9 +376,13 @@ def main() -> int:
     listener, local = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
     listener.setblocking(False)
     local.setblocking(False)
+    code_fd, logs_fd, locks_fd, store_fd, *more = fds[2:]
+    control = socket.socket(fileno=more[0]) if more else None
+    if control is not None:
+        control.setblocking(False)
 
     async def serve() -> None:
-        await Front(settings, sock, listener, local, *fds[2:]).run()
+        await Front(settings, sock, listener, local, code_fd, logs_fd, locks_fd, store_fd, control).run()
 
     try:
         uvloop.run(serve())

@@ -17,12 +17,14 @@ class Handles(msgspec.Struct, frozen=True):
     pidfd: int
     events: int = -1  # memory.events, where the host has it
     memory: int = -1  # how many bytes are charged to it
+    most: int = -1  # how many were at most
 
     @classmethod
-    def of(cls, fds: list[int], events: bool, memory: bool) -> Handles:
-        """Name the descriptors of a `Started` message."""
-        channel, freeze, kill, log, pidfd, *rest = fds
-        return cls(channel, freeze, kill, log, pidfd, rest.pop(0) if events else -1, rest.pop(0) if memory else -1)
+    def of(cls, fds: list[int], *optional: bool) -> Handles:
+        """Name the descriptors of a `Started` message: which of `events`, `memory` and `most` are among them."""
+        required = len(fds) - sum(optional)
+        rest = iter(fds[required:])
+        return cls(*fds[:required], *(next(rest) if given else -1 for given in optional))
 
     def end(self) -> None:
         """Kill every process, frozen or not, by the kernel's own hand."""
@@ -33,12 +35,11 @@ class Handles(msgspec.Struct, frozen=True):
 
     def charged(self) -> int | None:
         """Return how many bytes of memory are charged to it: private copies of pages, and its files in memory."""
-        if self.memory < 0:
-            return None
-        try:
-            return int(os.pread(self.memory, 32, 0))
-        except (OSError, ValueError):
-            return None  # it is being removed
+        return _number(self.memory)
+
+    def peak(self) -> int:
+        """Return how many bytes of memory were charged to it at most; how many are now, where nothing tells of that."""
+        return _number(self.most) or _number(self.memory) or 0
 
     def oom_kills(self) -> int | None:
         """Return how many of its processes the kernel killed for memory; None where only the broker can know."""
@@ -52,6 +53,15 @@ class Handles(msgspec.Struct, frozen=True):
 
     def close(self) -> None:
         """Let go of every one."""
-        for fd in (self.channel, self.freeze, self.kill, self.log, self.pidfd, self.events, self.memory):
+        for fd in (self.channel, self.freeze, self.kill, self.log, self.pidfd, self.events, self.memory, self.most):
             if fd >= 0:
                 os.close(fd)
+
+
+def _number(fd: int) -> int | None:
+    if fd < 0:
+        return None
+    try:
+        return int(os.pread(fd, 32, 0))
+    except (OSError, ValueError):
+        return None  # it is being removed

@@ -90,7 +90,7 @@ class Handmade:
             self._release(zygote)
             return None
         slot.strikes = 0
-        return Made(function, slot.key, lambda: self._release(zygote))
+        return Made(function, slot.key, "zygote", lambda: self._release(zygote))
 
     def _failed(self, slot: Slot, zygote: olsock.Zygote, error: Exception) -> None:
         """Count a failed fork; after some in a row the zygote is replaced."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _EARLY = 65_536  # bytes
 _CHUNKED = 9  # bytes that one byte of a body may take: even in a chunk by itself it is six
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
+_HERE = ("127.0.0.1", 0)
 _BAD = (400, "bad_request")
 
 
@@ -278,6 +279,8 @@ class Connection(Replies):
     def addresses(self) -> tuple[tuple[str, int], tuple[str, int]]:
         """Return address and port of the client, and those that it has reached."""
         client, server = (self._transport.get_extra_info(name) for name in ("peername", "sockname"))
+        if not isinstance(client, tuple):
+            return _HERE, _HERE  # a socket in the file system
         return (str(client[0]), int(client[1])), (str(server[0]), int(server[1]))
 
     def hand_over(self, protocol: WebSocket) -> tuple[asyncio.Transport, bytes]:

@@ -18,10 +18,12 @@ from olsock_worker.answers import Limits
 from olsock_worker.handshakes import RefusedError
 from olsock_worker.outbox import Outbox
 from olsock_worker.output import Output
+from olsock_worker.reports import Reports, version_of
 from olsock_worker.responses import JSON
 
 if TYPE_CHECKING:
     from olsock_worker.answers import Answer
+    from olsock_worker.broker_protocol import Origin
     from olsock_worker.calls import Call
     from olsock_worker.functions import Function
     from olsock_worker.handles import Handles
@@ -68,23 +70,23 @@ class Instance:
 
     __slots__ = (
         "_handles", "_held", "_limit", "_loop", "_outbox", "_parser", "ahead", "answer", "asked", "call", "contract",
-        "deadline", "deployment", "freezing", "function", "id", "idle_since", "limits", "measured", "oom", "output",
-        "ready", "started", "state", "worth", "zygote",
+        "deadline", "deployment", "freezing", "function", "id", "idle_since", "limits", "measured", "oom", "origin", "output",
+        "ready", "reports", "started", "state", "worth",
     )  # fmt: skip
 
     def __init__(
-        self, number: int, handles: Handles, function: Function, deployment: Deployment, zygote: str, asked: float
+        self, number: int, handles: Handles, function: Function, deployment: Deployment, origin: Origin, asked: float
     ) -> None:
         self.id = number
         self.function = function
         self.deployment = deployment
-        self.zygote = zygote  # key of the one that it was forked from; "": a fresh interpreter
+        self.origin = origin  # what it began from
         self.asked = asked  # monotonic() of when it was asked for
         self.state = State.STARTING
         self.started = self.ready = False
         self.oom = False
         self.call: Call | None = None
-        self.deadline = monotonic() + function.fleet.settings.start_timeout
+        self.deadline = monotonic() + deployment.config.init_timeout
         self.idle_since = 0.0
         self.freezing = False  # waits for its grace to end
         self.ahead = False  # was started ahead of a call; until it rests after one
@@ -99,7 +101,8 @@ class Instance:
         self._held = False  # its channel is not read: a client does not keep up
         self._outbox = Outbox(handles.channel, self._drained)
         self._loop = asyncio.get_running_loop()
-        self.output = Output(handles.log, function.log)
+        self.output = Output(handles.log, function.log, number)
+        self.reports = Reports(number, handles, function.log, version_of(function.name), deployment.config)
         os.set_blocking(handles.channel, False)
         self._loop.add_reader(handles.channel, self._on_channel)
         self._loop.add_reader(handles.pidfd, self._on_exit)
@@ -108,13 +111,19 @@ class Instance:
 
     def run(self, call: Call) -> None:
         """Send a call to the handler. While the handler is still being imported the request waits in the channel."""
+        start: str = self.origin
         if self.state is State.FROZEN:
             os.write(self._handles.freeze, b"0")
+            start = "thawed"
+        elif self.ready:
+            start = "warm"
+        self.function.stats.calls[start] += 1
         self.call = call
         call.instance = self
         self.worth.uses += 1  # the rest of `Gdsf.used` when there is time: see Fleet._freeze
         self.output.begin(call.id)
         call.sent = monotonic()
+        self.reports.begin(call, start)
         until = call.sent + self.function.deployment.config.timeout
         if self.ready:
             self.state = State.BUSY
@@ -147,7 +156,8 @@ class Instance:
             self.function.left()
             return
         try:
-            frames = forwarding.request(call, self.contract == ASGI, self.deployment.config)
+            proxies = self.function.fleet.settings.http.trusted_proxies
+            frames = forwarding.request(call, self.contract == ASGI, self.deployment.config, proxies)
         except RefusedError as error:
             self._decline()
             self.function.fail(call, error.status, error.kind, str(error), extra=error.extra)
@@ -167,6 +177,8 @@ class Instance:
 
     def _decline(self) -> None:
         """Be free of a call that was not sent."""
+        self.function.fleet.freed(self)
+        self.reports.end(monotonic())
         self.call = None
         if self.ready:
             self.state, self.deadline = State.IDLE, NEVER
@@ -191,6 +203,14 @@ class Instance:
             number = self.call.number
             frames = wire.split_message(kind, number, meta, body) if meta else [wire.frame(kind, number)]
             self._outbox.send(*frames)
+
+    def settle(self) -> None:
+        """Tell of the end of a call, now that all it printed has been read."""
+        if self.call is None:
+            self.output.settle()
+        else:
+            self.output.fresh = False  # it has been read, or it would not be at work again
+        self.reports.settle()
 
     def hurry(self) -> None:
         """Give it only the grace to end what it does for a client that has gone."""
@@ -274,7 +294,7 @@ class Instance:
             self.end_answer()
             self.function.handler_failed(self, call, error, clean)
         elif kind == wire.REPLY and not flags and payload.startswith(_PLAIN_PREFIX) and len(payload) <= self._limit:
-            self._free()
+            self.end_answer()
             self.function.answered(self, call, 200, JSON, payload[len(_PLAIN_PREFIX) :], clean)
         elif self.answer is not None:
             self.answer.frame(kind, flags, payload, clean)
@@ -298,12 +318,14 @@ class Instance:
             took = monotonic() - self.asked
             self.worth.cost = took * 1e3
             self.function.stats.start.add(took)
+            self.function.made(self)
             if self.call is None:
                 self.state, self.deadline = State.IDLE, NEVER
                 self.function.available(self)
             else:
                 self.state, self.deadline = State.BUSY, monotonic() + self._timeout(self.call)
                 self.call.sent = monotonic()
+                self.reports.made(took)
                 if not asked:
                     self._ask_late(self.call)
         elif kind == wire.ERROR and number == 0:
@@ -321,13 +343,19 @@ class Instance:
         return bool(known)
 
     def end_answer(self) -> None:
-        """Take the call away once nothing more is to come of its answer."""
+        """Take the call away once nothing more is to come of its answer.
+
+        What it printed is read here, unlike in `Fleet.freed`: the end may have come while what was before it in the channel
+        (READY, or a part) was waiting to be read, and what was printed in between is for another round of the event loop.
+        """
+        self.output.read()
         self.answer = None
         self._free()
 
     def _free(self) -> None:
         """Take the call away: it is about to be answered."""
         self.function.fleet.freed(self)
+        self.reports.end(monotonic())
         self.call = None
         self.deadline = NEVER
         self.state = State.IDLE
@@ -367,8 +395,9 @@ class Instance:
 
     @property
     def evictable(self) -> bool:
-        """Whether it waits for a call."""
-        return self.state is State.IDLE or self.state is State.FROZEN
+        """Whether it waits for a call, and need not be kept."""
+        waits = self.state is State.IDLE or self.state is State.FROZEN
+        return waits and not self.function.provision.holds(self)
 
     @property
     def unused(self) -> bool:
@@ -408,5 +437,6 @@ class Instance:
     def close(self) -> None:
         """Let go of every descriptor."""
         self.detach()
+        self.reports.close()
         self.answer = None  # they know each other
         self._handles.close()

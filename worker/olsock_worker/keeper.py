@@ -36,7 +36,7 @@ class Keeper:
         function.rests(instance, now)
         window = function.window()
         due = function.rested + window.prewarm
-        if window.prewarm and function.rested and due > now and not instance.unused:
+        if window.prewarm and function.rested and due > now and not instance.unused and instance.evictable:
             self._set(function, due)
             function.unload()
             return False

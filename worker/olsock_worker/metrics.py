@@ -25,10 +25,12 @@ from olsock_worker.stats import FunctionStats, Histogram
 if TYPE_CHECKING:
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.edge import Edge
+    from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
 
 _VERSION = version("olsock")  # now: later this process may not read where it was installed
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_VERSION = version("olsock")  # read as long as we may read wherever this is installed
 OTHERS = "_other_"  # no function can be called that
 STAGES = ("total", "queue", "start", "run")
 # Powers of four of a microsecond, 64 us to 18 minutes: limits that a `Histogram` knows exactly.
@@ -43,15 +45,16 @@ class Metrics:
     def __init__(self, fleet: Fleet, most: int) -> None:
         self._fleet, self._most = fleet, most
         self._edge: Edge | None = None
+        self._events: Figures
         self._refused: dict[str, int] = {}
         self._zygotes: dict[str, ZygoteState] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def page(self, edge: Edge, refused: dict[str, int], zygotes: dict[str, ZygoteState]) -> bytes:
+    def page(self, edge: Edge, refused: dict[str, int], zygotes: dict[str, ZygoteState], events: Figures) -> bytes:
         """Return the page as it is now."""
-        self._edge, self._refused, self._zygotes = edge, refused, zygotes
+        self._edge, self._refused, self._zygotes, self._events = edge, refused, zygotes, events
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -64,6 +67,7 @@ class Metrics:
         yield _counter("olsock_evictions", "What had to go for want of room.", "kind", self._fleet.evicted)
         yield _counter("olsock_rejections", "Requests that reached no function.", "code", self._refused)
         yield from self._of_zygotes()
+        yield from self._events.collect()
         yield GaugeMetricFamily("olsock_connections", "Connections that are open.", len(self._edge))
         yield GaugeMetricFamily("olsock_draining", "Whether the worker is about to end.", int(self._edge.draining))
         yield InfoMetricFamily("olsock_build", "The version that runs.", {"version": _VERSION})
@@ -95,6 +99,9 @@ def _of_functions(rows: Iterable[Row]) -> Iterator[Metric]:
         "olsock_invocations", "Requests by how they were answered.", labels=("function", "code")
     )
     starts = CounterMetricFamily("olsock_starts", "New instances by what they began from.", labels=("function", "kind"))
+    kinds = CounterMetricFamily(
+        "olsock_invocation_starts", "Requests by where their instance came from.", labels=("function", "kind")
+    )
     cold = CounterMetricFamily("olsock_cold_invocations", "Requests that waited for a start.", labels=("function",))
     depth = GaugeMetricFamily("olsock_queue_depth", "Requests that wait.", labels=("function",))
     memory = GaugeMetricFamily(
@@ -110,13 +117,15 @@ def _of_functions(rows: Iterable[Row]) -> Iterator[Metric]:
             calls.add_metric((name, str(status)), count)
         for kind, count in sorted(stats.starts.items()):
             starts.add_metric((name, kind), count)
+        for kind, count in sorted(stats.calls.items()):
+            kinds.add_metric((name, kind), count)
         cold.add_metric((name,), stats.cold)
         depth.add_metric((name,), waiting)
         memory.add_metric((name,), stats.memory)
         for stage in STAGES:
             histogram: Histogram = getattr(stats, stage)
             times.add_metric((name, stage), _buckets(histogram), histogram.total)
-    yield from (calls, starts, cold, depth, memory, times)
+    yield from (calls, starts, kinds, cold, depth, memory, times)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:

@@ -7,20 +7,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
-from olsock.spec import parse_size
+from olsock.spec import Handler, parse_size
 from olsock_worker.settings import Count, FunctionDefaults, Seconds, Size
 
 NAME = "ol.yaml"
 LARGEST = 64 * 1024
+_LEAST_CPUS, _MOST_CPUS = 0.01, 1024.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _Module = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=200)]
-_Handler = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_.]*$", max_length=200
-    ),
-]
+_Handler = Annotated[str, msgspec.Meta(max_length=200)]
 _Runtime = Annotated[str, msgspec.Meta(pattern=r"^python3\.[0-9]{1,2}$")]
 Contract = Literal["auto", "event", "wsgi", "asgi"]
 _Variable = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
@@ -47,6 +43,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] | None = None
     tmpfs_size: Size | None = None
     timeout: Seconds | None = None
+    init_timeout: Seconds | None = None
     websocket_timeout: Seconds | None = None
     concurrency: Count | None = None
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] | None = None
@@ -56,6 +53,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
     isolation: Literal["instance", "request"] = "instance"
     zygote: bool | Literal["auto", "wait", "off"] | None = None
     debug: bool = False
+    invocation_log: bool | None = None
     handler: _Handler = "f:f"
     contract: Contract = "auto"
 
@@ -68,9 +66,11 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     reuse_sandbox: bool
     memory: int
     cpus: float | None
+    memory_per_cpu: int  # 0: memory says nothing of processors
     pids: int
     tmpfs_size: int
     timeout: float
+    init_timeout: float
     websocket_timeout: float
     concurrency: int
     queue: int
@@ -79,8 +79,16 @@ class FunctionConfig(msgspec.Struct, frozen=True):
     snapshot: bool
     zygote: Literal["auto", "wait", "off"]
     debug: bool
+    invocation_log: bool
     handler: str
     contract: Contract
+
+    @property
+    def ceiling(self) -> float | None:
+        """How many processors' worth of time an instance gets at most; None: as much as there is."""
+        if self.cpus is not None or not self.memory_per_cpu:
+            return self.cpus
+        return min(_MOST_CPUS, max(_LEAST_CPUS, self.memory / self.memory_per_cpu))
 
     def allow(self) -> str:
         """Return the value of an Allow header."""
@@ -131,9 +139,11 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         reuse_sandbox=given.reuse_sandbox and not alone,
         memory=_size(given.memory, defaults.memory, "memory"),
         cpus=_or(given.cpus, defaults.cpus),
+        memory_per_cpu=int(defaults.memory_per_cpu),
         pids=_or(given.pids, defaults.pids),
         tmpfs_size=_size(given.tmpfs_size, defaults.tmpfs_size, "tmpfs-size"),
         timeout=timeout,
+        init_timeout=_or(given.init_timeout, defaults.init_timeout),
         websocket_timeout=_or(_or(given.websocket_timeout, defaults.websocket_timeout), timeout),
         concurrency=_or(given.concurrency, defaults.concurrency),
         queue=_or(given.queue, defaults.queue),
@@ -142,9 +152,19 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         snapshot=given.snapshot or alone,
         zygote=_or(zygote, defaults.zygote),
         debug=given.debug,
-        handler=given.handler,
+        invocation_log=_or(given.invocation_log, defaults.invocation_log),
+        handler=handler_of(given.handler),
         contract=given.contract,
     )
+
+
+def handler_of(text: str) -> str:
+    """Return "module.sub:function" from that, or from "folder/module.function" as AWS has it. Raises `FunctionError`."""
+    try:
+        handler = Handler.parse(text)
+    except ValueError as error:
+        raise FunctionError(str(error)) from None
+    return f"{handler.module}:{handler.attribute}"
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -16,13 +16,15 @@ _BURST = 1 << 20  # bytes between two beats of the fleet; more has to wait in th
 class Output:
     """Moves lines from the pipe `fd`, which stays its owner's to close, to the log of a function."""
 
-    __slots__ = ("_fd", "_line", "_log", "_loop", "_read_since", "_request", "fresh", "muted")
+    __slots__ = ("_fd", "_line", "_log", "_loop", "_number", "_read_since", "_request", "fresh", "muted")
 
-    def __init__(self, fd: int, log: FunctionLog) -> None:
+    def __init__(self, fd: int, log: FunctionLog, number: int) -> None:
+        """`number` is that of the sandbox."""
         self.fresh = False  # may hold what the last request printed and nobody has read yet
         self.muted = False  # has printed too much since the last beat
         self._fd = fd
         self._log = log
+        self._number = number
         self._line = b""  # the beginning of a line
         self._read_since = 0  # bytes since the last beat
         self._request = "-"  # id of the latest request
@@ -37,6 +39,14 @@ class Output:
         if self._line:
             self.end_line()
         self._request = request
+
+    def settle(self) -> None:
+        """Note that the latest request is over, and that what it printed can all be read."""
+        if self.muted and self.fresh:
+            self.read()  # or nobody would until the next beat
+        self.fresh = False
+        if self._line:
+            self.end_line()
 
     def _on_readable(self) -> None:
         if not self.read():
@@ -62,7 +72,7 @@ class Output:
         end = data.rfind(b"\n") + 1
         self._line = data[end:]  # a line that is written in pieces is logged as one
         if end:
-            self._log.write(self._request, data[:end])
+            self._log.write(self._request, data[:end], self._number)
         if len(self._line) > _READ:
             self.end_line()
         return more
@@ -71,7 +81,7 @@ class Output:
         """Log what is there of a line that has not ended: its request has."""
         if self._line:
             line, self._line = self._line, b""
-            self._log.write(self._request, line)
+            self._log.write(self._request, line, self._number)
 
     def beat(self) -> None:
         """Count anew, and go on reading if there was too much."""
@@ -82,6 +92,8 @@ class Output:
 
     def close(self) -> None:
         """Read no more."""
+        if self.fresh:
+            self.read()
         self.end_line()
         self.muted = False
         self._loop.remove_reader(self._fd)

@@ -40,6 +40,7 @@ class Deployment(msgspec.Struct, frozen=True):
     requirements: tuple[str, ...] = ()  # as it names them
     installation: int = 0  # the broker's number for what they were resolved to and for the interpreter
     packages: tuple[str, ...] = ()  # "name==version" of all that is installed for it
+    layers: str = ""  # name of the tree that it finds at /opt
 
     def is_same(self, other: Deployment) -> bool:
         """Whether both run the same code in the same way."""

@@ -15,7 +15,7 @@ from olsock_worker.responses import JSON, Error
 if TYPE_CHECKING:
     from olsock_worker.edge import Edge
     from olsock_worker.heads import Head
-    from olsock_worker.streams import Stream
+    from olsock_worker.streams import Source
 
 NEVER = float("inf")
 IDLE, HEAD, BODY = range(3)  # what the parser is inside of
@@ -41,7 +41,7 @@ class Replies(asyncio.Protocol):
         self._refused = False
         self._pumping = self._paused = self._writing = self._continue = False
         self._held = 0  # body bytes counted against the edge's budget
-        self._stream: Stream | None = None  # the reply that is being written
+        self._stream: Source | None = None  # the reply that is being written
         self.deadline = NEVER
 
     def pause_writing(self) -> None:
@@ -103,7 +103,7 @@ class Replies(asyncio.Protocol):
         self._transport.write(data if head.bodyless(call.method) else data + body)
         self._end(last)
 
-    def begin(self, call: Call, stream: Stream, head: Head) -> bool:
+    def begin(self, call: Call, stream: Source | None, head: Head) -> bool:
         """Write the head of a reply that comes in parts; say whether these are to be chunks. `finish` or `cut` ends it."""
         framing, chunked, last = head.framing(call.method, None), False, not call.keep_alive
         if not (framing or head.bodyless(call.method)):

@@ -11,12 +11,14 @@ from urllib.parse import parse_qs
 import msgspec
 import psutil
 
-from olsock_worker import responses
+from olsock_worker import downloads, responses
 from olsock_worker.broker_protocol import SHOWN
+from olsock_worker.doors import RUN
 from olsock_worker.functions import Function
 from olsock_worker.metrics import CONTENT_TYPE, Metrics
 from olsock_worker.ol_yaml import METHODS
 from olsock_worker.responses import JSON, Error
+from olsock_worker.urls import HOST, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +27,16 @@ if TYPE_CHECKING:
     from olsock_worker.broker_protocol import ZygoteState
     from olsock_worker.calls import Call
     from olsock_worker.deployer import Deployer
+    from olsock_worker.doors import Door
+    from olsock_worker.downloads import Downloads
     from olsock_worker.edge import Edge
+    from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
     from olsock_worker.locks import Locks
     from olsock_worker.logs import WorkerLog
     from olsock_worker.measures import Measures
+    from olsock_worker.urls import Urls
 
-_RUN = b"/run/"
 _ALWAYS = (
     "imports",
     "state",
@@ -54,6 +59,9 @@ class Routes:
         self.zygotes: dict[str, ZygoteState] = {}
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self.control: Control  # of the API
+        self.urls: Urls
+        self.downloads: Downloads
+        self.events: Figures  # of asynchronous invocations
         self._fleet = fleet
         self._deployer = deployer
         self._locks = locks
@@ -63,44 +71,51 @@ class Routes:
         self._refused: dict[str, int] = {}
         self._metrics = Metrics(fleet, fleet.settings.metrics_functions)
 
-    def handle(self, call: Call, local: bool = False) -> None:
-        """Answer a request, or give it to who will; `local` ones came by the socket in the state directory. Never raises."""
+    def handle(self, call: Call, door: Door) -> None:
+        """Answer a request that came in by a door, or give it to who will. Never raises."""
         try:
             path, _, query = call.target.partition(b"?")
-            if path.startswith(_RUN):
+            if not door.admits(call, path):
+                self.refuse(call, 404, "not_found", "this is not served at this address, but at the other")
+            elif HOST in call.headers.get("host", ""):
+                self.urls.at_host(call, path, query)
+            elif path.startswith(RUN):
                 self._run(call, path, query)
+            elif path.startswith(PREFIX):
+                self.urls.at_path(call, path, query)
+            elif path.startswith(downloads.PREFIX):
+                self.downloads.handle(call, path)
             elif path == b"/status":
                 self._status_page(call, query)
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
             elif path == b"/metrics":
-                self._text(call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes))
+                self._text(
+                    call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes, self.events)
+                )
             elif self.control.takes(path):
-                self.control.handle(call, path, query, local)
+                self.control.handle(call, path, query, door.access)
             else:
                 known = "/run/<function>, /status, /stats, /metrics and AWS Lambda's API"
-                self._error(call, 404, "not_found", f"there is {known}")
+                self.refuse(call, 404, "not_found", f"there is {known}")
         except Exception as error:  # a bug of ours must end one request, not the worker
             self._log("error", "internal", request=call.id, error=repr(error))
-            self._error(call, 500, "internal", "internal error")
+            self.refuse(call, 500, "internal", "internal error")
 
     def _run(self, call: Call, path: bytes, query: bytes) -> None:
-        name, slash, rest = path[len(_RUN) :].decode("ascii", "replace").partition("/")
+        name, slash, rest = path[len(RUN) :].decode("ascii", "replace").partition("/")
         function = self._fleet.functions.get(name) if ":" not in name else None  # published versions: by Invoke alone
         if function is None:
             if name in self._deployer.pending:
-                self._error(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))
+                self.refuse(call, 503, "deploying", "what it requires is being installed", (responses.RETRY_AFTER,))
             else:
-                self._error(call, 404, "unknown_function", "there is no such function")
+                self.refuse(call, 404, "unknown_function", "there is no such function")
             return
         methods = function.config.methods
         if call.method not in (methods or _KNOWN):
-            self._error(
+            self.refuse(
                 call, 405, "method_not_allowed", "not a method of this function", (("allow", function.config.allow()),)
             )
-            return
-        if self.control.throttled(name):
-            self._error(call, 429, "throttled", "as many calls run as are reserved for it", (responses.RETRY_AFTER,))
             return
         call.path, call.query = slash + rest, query.decode("ascii", "replace")
         function.submit(call)
@@ -110,12 +125,12 @@ class Routes:
         try:
             names = parse_qs(query.decode("ascii", "replace"), max_num_fields=_FIELDS).get("function", [])
         except ValueError:
-            self._error(call, 400, "bad_request", f"a query of more than {_FIELDS} fields")
+            self.refuse(call, 400, "bad_request", f"a query of more than {_FIELDS} fields")
             return
         if not names or call.method not in _READ:
             self._page(call, self._status, 503 if self.edge.draining else 200)
         elif names[0] not in self._names():
-            self._error(call, 404, "unknown_function", "there is no such function")
+            self.refuse(call, 404, "unknown_function", "there is no such function")
         else:
             self._one(call, names[0])
 
@@ -139,13 +154,14 @@ class Routes:
 
     def _text(self, call: Call, content_type: bytes, make: Callable[[], bytes], status: int = 200) -> None:
         if call.method not in _READ:
-            self._error(call, 405, "method_not_allowed", "read only", (("allow", ", ".join(_READ)),))
+            self.refuse(call, 405, "method_not_allowed", "read only", (("allow", ", ".join(_READ)),))
             return
         call.reply(status, content_type, make())
 
-    def _error(
+    def refuse(
         self, call: Call, status: int, kind: str, message: str, headers: tuple[tuple[str, str], ...] = ()
     ) -> None:
+        """Answer with an error of the worker's own."""
         self.refused(status)
         body = responses.error_body(Error(kind, message), call.id)
         call.reply(status, JSON, body, responses.header_lines(headers))
@@ -191,6 +207,11 @@ class Routes:
             shown["runtime"] = function.config.runtime
         if function.error:
             shown["error"] = function.error
+        if function.retries.failures:
+            shown["init"] = {
+                "failures": function.retries.failures,
+                "retry_s": round(function.retries.pause(monotonic()), 3),
+            }
         if function.config.zygote == "off":
             shown["zygote"] = "off"
         else:
@@ -219,6 +240,7 @@ class Routes:
             "instances": self._fleet.states(),
             "memory": self._measures.summary(self._fleet.instances),
             "zygotes": self._zygotes(),
+            "events": self.events.summary(),
             "evicted": dict(self._fleet.evicted),
             "refused": dict(sorted(self._refused.items())),
             "connections": len(self.edge),

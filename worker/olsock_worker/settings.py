@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -17,7 +18,7 @@ Size = int | str  # "128M" or bytes; turned into bytes by `parse_size`
 
 FRONT_USER = "olsock"
 _OWN_FILES = 64  # of the front, beside those of connections and instances
-_INSTANCE_FILES = 8  # seven, and a log
+_INSTANCE_FILES = 9  # eight, and a log
 STATE = "/var/lib/olsock/worker"
 
 
@@ -41,6 +42,7 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     peer_timeout: Seconds = 60.0  # without a sign of life from the client's host
     connections: Count = 1024
     pipeline: Count = 64
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # whose X-Forwarded-* are believed: addresses or networks
     stream: Size = "200M"  # largest reply that is passed on as it comes
     websocket_message: Size = "1M"  # largest message of a WebSocket, either way
     websocket_idle: Seconds = 60.0  # without a sign of life from the client
@@ -62,13 +64,35 @@ class FunctionDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     memory: Size = "128M"
     cpus: Annotated[float, msgspec.Meta(gt=0, le=1024)] | None = None
+    memory_per_cpu: Size = 0  # without `cpus`: a processor's worth of time for so much memory limit; 0: no limit
     pids: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
     tmpfs_size: Size = "64M"
     timeout: Seconds = 30.0
+    init_timeout: Seconds = 10.0  # for importing its module
     websocket_timeout: Seconds | None = None  # None: `timeout`
     concurrency: Count = 32
     queue: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 256
     zygote: Literal["auto", "wait", "off"] = "auto"
+    invocation_log: bool = True  # START, END and REPORT of each call in the function's log
+
+
+class Events(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The queue of asynchronous invocations, and when it tries again."""
+
+    payload: Size = "256K"  # of one event
+    count: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 1_000_000  # that may wait
+    bytes: Size = "1G"  # that these may take
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5  # of both, that one function may have
+    running: Count = 128  # at one time; a function always has one
+    function_running: Count = 32  # of one function
+    retries: Annotated[int, msgspec.Meta(ge=0, le=2)] = 2  # after errors of the function
+    age: Annotated[float, msgspec.Meta(gt=0, le=21_600)] = 21_600.0
+    retry_delay: Seconds = 60.0  # before the first retry; twice that before the second
+    backoff: Seconds = 1.0  # after a throttled call or a fault of the worker, doubled for each further one
+    backoff_most: Seconds = 300.0
+    dead_letters: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 10_000  # that are kept
+    dead_letter_bytes: Size = "256M"
+    dead_letter_age: Annotated[float, msgspec.Meta(gt=0, le=315_360_000)] = 1_209_600.0
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,6 +100,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 5000
+    control_listen: Annotated[str, msgspec.Meta(pattern=r"^(\S+:[0-9]{1,5})?$")] = ""  # address of its own, host:port
+    url_base: Annotated[str, msgspec.Meta(pattern=r"^(https?://[!-~]{1,60})?$")] = ""  # of function URLs
     registry: str = "/var/lib/olsock/registry"
     state: str = STATE
     user: str = ""  # "": the user `olsock` if there is one, else the id block that olsock keeps for its host side
@@ -102,6 +128,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     drain: Seconds = 30.0
     start_timeout: Seconds = 20.0
     instances: Count = 256
+    concurrent_executions: Count = 1000  # calls that run or wait, of all functions together
     memory_budget: Size = 0  # sum of the limits of live instances; 0: twice the host's memory
     memory_floor: Size = 0  # evict while less than this is available; 0: a sixteenth of the host's memory
     zygote_memory: Size = "1G"
@@ -110,11 +137,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     store_bytes: Size = "10G"  # archives of all functions that are deployed over the control API
     log_bytes: Size = "4M"
     log_files: Annotated[int, msgspec.Meta(ge=1, le=100)] = 4
+    logs_bytes: Size = "1G"  # logs of all functions
     access_log: bool = False
     metrics_functions: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 100  # with rows of their own in /metrics
     http: Http = Http()
     function: FunctionDefaults = FunctionDefaults()
     credentials: Credentials = Credentials()
+    events: Events = Events()
 
 
 def load(path: str | None, overrides: dict[str, object]) -> Settings:
@@ -145,10 +174,16 @@ def fitting(settings: Settings, files: int) -> Settings:
 def _with_bytes(settings: Settings) -> Settings:
     """Replace every size by its bytes, so that nothing later has to parse one."""
     http, function = settings.http, settings.function
+    for each in http.trusted_proxies:
+        try:
+            ip_network(each)
+        except ValueError as error:
+            raise SettingsError(f"http.trusted_proxies: {error}; expected addresses and networks") from None
     return msgspec.structs.replace(
         settings,
         http=_sizes(http, "http.", ("body", "upload", "bodies", "reply", "stream", "websocket_message")),
-        function=_sizes(function, "function.", ("memory", "tmpfs_size")),
+        function=_sizes(function, "function.", ("memory", "memory_per_cpu", "tmpfs_size")),
+        events=_sizes(settings.events, "events.", ("payload", "bytes", "dead_letter_bytes")),
         **{
             name: parse_size(getattr(settings, name), name)
             for name in (
@@ -157,6 +192,7 @@ def _with_bytes(settings: Settings) -> Settings:
                 "zygote_memory",
                 "code",
                 "log_bytes",
+                "logs_bytes",
                 "store_bytes",
                 "package_bytes",
                 "tree_memory",

@@ -24,6 +24,8 @@ class Running(msgspec.Struct, frozen=True):
     pid: int
     host: str = ""  # "": not serving yet
     port: int = 0
+    control_host: str = ""  # of the control API and the pages: the same, unless it has an address of its own
+    control_port: int = 0
 
 
 class StateDirectory:

@@ -122,13 +122,14 @@ class KeepStats:
 class FunctionStats:
     """What is counted for one function."""
 
-    __slots__ = ("cold", "keep", "memory", "queue", "requests", "run", "start", "starts", "statuses", "total")
+    __slots__ = ("calls", "cold", "keep", "memory", "queue", "requests", "run", "start", "starts", "statuses", "total")
 
     def __init__(self) -> None:
         self.requests = 0
         self.cold = 0  # requests that waited for a sandbox made for them
         self.statuses: Counter[int] = Counter()
-        self.starts: Counter[str] = Counter()  # new instances by what they began from: cold, node or snapshot
+        self.starts: Counter[str] = Counter()  # new instances by what they began from: an `Origin`
+        self.calls: Counter[str] = Counter()  # requests by where their instance came from: an `Origin`, warm or thawed
         self.total = Histogram()  # request complete to reply written
         self.queue = Histogram()  # waiting for an instance, whether one was being made or busy
         self.start = Histogram()  # asking for a sandbox to its handler being imported
@@ -145,6 +146,7 @@ class FunctionStats:
             found.cold += other.cold
             found.statuses += other.statuses
             found.starts += other.starts
+            found.calls += other.calls
             found.memory = max(found.memory, other.memory)
             for name in ("total", "queue", "start", "run"):
                 getattr(found, name).join(getattr(other, name))
@@ -156,6 +158,7 @@ class FunctionStats:
             "requests": self.requests,
             "cold": self.cold,
             "starts": dict(sorted(self.starts.items())),
+            "calls": dict(sorted(self.calls.items())),
             "memory_bytes": self.memory,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "total": self.total.summary(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from olsock.runtime.wire import WireError
 
@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from olsock_worker.calls import Call, Client
     from olsock_worker.heads import Head
     from olsock_worker.instances import Instance
+
+
+class Source(Protocol):
+    """Who makes a reply that is written in parts, and waits while its client does not read."""
+
+    def hold(self) -> None:
+        """The client does not read."""
+
+    def resume(self) -> None:
+        """The client reads again."""
 
 
 class Stream:

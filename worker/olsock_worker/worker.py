@@ -50,11 +50,14 @@ def up(settings: Settings) -> int:
             log("warning", "leftovers_removed", removed=[str(each) for each in removed])
         prctl.set_name("olsock-broker")
         privileges.raise_open_files()
-        listener = _listen(settings)
-        try:
-            return _serve(settings, state, listener, (uid, gid), log, begun)
-        finally:
-            listener.close()
+        with contextlib.ExitStack() as stack:
+            listeners = [stack.enter_context(_listen(settings.host, settings.port, settings.http, "host, port"))]
+            if settings.control_listen:
+                host, _, port = settings.control_listen.rpartition(":")
+                listeners.append(
+                    stack.enter_context(_listen(host.strip("[]"), int(port), settings.http, "control_listen"))
+                )
+            return _serve(settings, state, listeners, (uid, gid), log, begun)
     finally:
         state.release()
 
@@ -72,18 +75,21 @@ def _check_paths(settings: Settings) -> None:
             raise SettingsError(f"pythons: {error}") from None
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(host: str, port: int, http: Http, field: str) -> socket.socket:
     """Bind while still root, so that a port below 1024 will do, and so that a taken one is known at once."""
     try:
+        if port > 65_535:
+            raise OverflowError("a port is at most 65535")
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _ask_for_life(listener, settings.http)
+        _ask_for_life(listener, http)
         listener.bind(address)
-    except OSError as error:
-        raise SettingsError(f"host={settings.host!r}, port={settings.port}: {error.strerror or error}") from None
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{field}: {host!r}, {port}: {why}") from None
     return listener
 
 
@@ -107,12 +113,13 @@ def _ask_for_life(listener: socket.socket, http: Http) -> None:
 def _serve(
     settings: Settings,
     state: StateDirectory,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     ids: tuple[int, int],
     log: WorkerLog,
     begun: float,
 ) -> int:
-    host, port = listener.getsockname()[:2]
+    host, port = listeners[0].getsockname()[:2]
+    control = listeners[-1].getsockname()[:2]
     try:
         code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
     except OSError as error:
@@ -136,15 +143,18 @@ def _serve(
     )
     try:
         theirs.close()
-        sockets = listener.fileno(), local.fileno()
-        broker_protocol.send(ours, Hello(settings, *ids), (*sockets, code_fd, logs_fd, locks_fd, store_fd))
-        listener.close()
+        sockets = listeners[0].fileno(), local.fileno()
+        separate = [each.fileno() for each in listeners[1:]]
+        fds = (*sockets, code_fd, logs_fd, locks_fd, store_fd, *separate)
+        broker_protocol.send(ours, Hello(settings, *ids), fds)
+        for listener in listeners:
+            listener.close()
         local.close()
         os.close(logs_fd)
         ours.setblocking(False)
 
         def on_serving() -> None:
-            state.write(Running(os.getpid(), host, port))
+            state.write(Running(os.getpid(), host, port, *control))
             log("info", "ready", address=f"http://{_bracketed(host)}:{port}", seconds=round(perf_counter() - begun, 3))
             _notify(b"READY=1")
 

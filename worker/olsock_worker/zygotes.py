@@ -53,13 +53,14 @@ class Zygotes:
         settings: Settings,
         installs: Installs,
         planner: Planner,
-        open_code: Callable[[str], Any],
+        openers: tuple[Callable[[str], Any], Callable[[str], Any]],
         tell: Callable[[ZygoteState], None],
         log: WorkerLog,
     ) -> None:
-        """`open_code` is a context manager around a path to the code that the front knows by another."""
+        """`openers` open code, and layers, that the front knows by a path or a name: context managers around ours."""
         self._settings, self._installs, self._planner = settings, installs, planner
-        self._open_code, self._tell, self._log = open_code, tell, log
+        self._open_code, self._open_layers = openers
+        self._tell, self._log = tell, log
         self._functions: dict[str, _Current] = {}
         self._forests: dict[str, asyncio.Task[Forest]] = {}
         self._closings = Closings()
@@ -245,7 +246,7 @@ class Zygotes:
             snapshot.release(live)
             return None
         snapshot.forked()
-        return Made(function, snapshot.key, lambda: snapshot.release(live))
+        return Made(function, snapshot.key, "function zygote", lambda: snapshot.release(live))
 
     async def _from_tree(
         self, message: Start, code: str, installation: Installation, options: dict[str, Any]
@@ -270,7 +271,7 @@ class Zygotes:
             return None
         if function is None:
             return None
-        return Made(function, forest.key(function.forked_from or ""), lambda: None)
+        return Made(function, forest.key(function.forked_from or ""), "tree node", lambda: None)
 
     # -- function zygotes ---------------------------------------------------------------------------------------------
 
@@ -281,7 +282,7 @@ class Zygotes:
         def grow(blanks: int) -> Offshoot:
             with contextlib.suppress(olsock.OlsockError):
                 forest.tree.wait_ready(offshoots.best(forest.tree, closure, imports), _NODE_WAIT)
-            with self._open_code(deploy.code) as path:
+            with self._open_code(deploy.code) as path, self._open_layers(deploy.layers) as opt:
                 made = offshoots.grow(
                     forest.tree,
                     path,
@@ -292,6 +293,7 @@ class Zygotes:
                     memory=self._settings.zygote_memory,
                     timeout=self._settings.start_timeout,
                     blanks=blanks,
+                    **opt,
                 )
             made.above = forest.key(made.above)
             return made

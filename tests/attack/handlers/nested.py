@@ -195,7 +195,7 @@ def attempts():
         "status": probes.status(),
         "pids": probes.pids(),
         "found": probes.kill_range(1, 400),
-        "remount": probes.remount(["/", "/usr", "/opt/packages/0"]),
+        "remount": probes.remount(["/", "/usr", "/var/packages/0"]),
         "setns": probes.setns("/proc/self/ns"),
         "cgroup": probes.cgroup_files(),
         "above": probes.in_child(become, 2**31),

@@ -41,15 +41,18 @@ class Access:
             if not hmac.compare_digest(given[len(_BEARER) :].strip().encode("latin-1"), self._token.encode()):
                 raise ApiError("UnrecognizedClientException", "The bearer token is not the one of the configuration.")
         elif given.startswith(signatures.SCHEME) and self._keys:
-            work = partial(signatures.verify, call, path, query, self._keys, time.time())
-            if len(call.body) > _LARGE:
-                await asyncio.get_running_loop().run_in_executor(None, work)
-            else:
-                work()
+            await self.signed(call, path, query)
         else:
             accepted = [("a version 4 signature", self._keys), ("a bearer token", self._token)]
             words = " or ".join(word for word, has in accepted if has)
             raise ApiError("MissingAuthenticationTokenException", f"Authorization header missing: expected {words}")
+
+    async def signed(self, call: Call, path: bytes, query: bytes) -> str:
+        """Return the key that a request is signed with; without one of the configuration nobody can sign."""
+        work = partial(signatures.verify, call, path, query, self._keys, time.time())
+        if len(call.body) > _LARGE:
+            return await asyncio.get_running_loop().run_in_executor(None, work)
+        return work()
 
     def _check_neighbour(self, call: Call) -> None:
         if not self._loopback:

@@ -1,32 +1,47 @@
-"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry is here as well."""
+"""Which operation a request of the API is, and what its errors are. OpenLambda's /registry and dead letters are here as well."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
+from olsock_worker.aws.dead_letters import DeadLetters
 from olsock_worker.aws.errors import ApiError, absent
+from olsock_worker.aws.event_invokes import EventInvokes
 from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
+from olsock_worker.aws.layers import Layers
+from olsock_worker.aws.logs import Logs
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.openlambda import OpenLambda
+from olsock_worker.aws.provisions import Provisions
+from olsock_worker.aws.streaming import StreamedInvocation
+from olsock_worker.aws.uploading import Uploading
+from olsock_worker.aws.urls import FunctionUrls
 from olsock_worker.aws.versions import Versions
 from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
 
 if TYPE_CHECKING:
+    from olsock_worker.addresses import Addresses
     from olsock_worker.aws.access import Access
     from olsock_worker.calls import Call
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
+    from olsock_worker.downloads import Downloads
+    from olsock_worker.events.dispatcher import Dispatcher
     from olsock_worker.fleet import Fleet
     from olsock_worker.logs import WorkerLog
+    from olsock_worker.provisioning import Provisioning
     from olsock_worker.registry import Registry
+    from olsock_worker.store.code import CodeStore
+    from olsock_worker.store.records import Code
     from olsock_worker.uploads import Uploads
 
-_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry)(?:/|$)")
+_PREFIX = re.compile(rb"/(?:20\d\d-\d\d-\d\d|registry|dead-letters|logs)(?:/|$)")
 _FIELDS = 64  # of a query
 _STORE = {
     Absent: "ResourceNotFoundException",
@@ -44,24 +59,40 @@ class Control:
         self,
         catalog: Catalog,
         uploads: Uploads,
+        code: CodeStore,
         fleet: Fleet,
         deployer: Deployer,
         failures: dict[str, str],
         registry: Registry,
-        access: Access,
+        addresses: Addresses,
+        downloads: Downloads,
+        provisioning: Provisioning,
         log: WorkerLog,
+        events: Dispatcher,
+        logs_fd: int,
     ) -> None:
-        functions = Functions(catalog, uploads, fleet, deployer, failures, registry)
-        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet)
-        openlambda = OpenLambda(catalog, functions, fleet)
-        self.throttled = catalog.throttled
-        self._access, self._log = access, log
+        uploading = Uploading(catalog, uploads, fleet.settings)
+
+        def location(call: Call, of: Code) -> str:
+            return addresses.own(call, downloads.path(of.digest))
+
+        layers = Layers(catalog, uploading, location, code, fleet.settings)
+        functions = Functions(catalog, uploads, uploading, layers, location, fleet, deployer, failures, registry)
+        versions, invocations = Versions(catalog, functions), Invocations(catalog, fleet, events)
+        event_invokes, dead_letters = EventInvokes(catalog), DeadLetters(events)
+        stream = partial(invocations.invoke, way=StreamedInvocation)
+        openlambda, urls = OpenLambda(catalog, functions, fleet), FunctionUrls(catalog, addresses)
+        self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
         one, v15 = "/([^/]+)", "/2015-03-31/functions"
-        concurrency = f"functions{one}/concurrency"
+        concurrency, url = f"functions{one}/concurrency", f"/2021-10-31/functions{one}/url"
+        layer, provisioned = f"/2018-10-31/layers{one}", f"/2019-09-30/functions{one}/provisioned-concurrency"
+        rules = f"/2019-09-25/functions{one}/event-invoke-config"
+        provisions = Provisions(catalog, provisioning, fleet.settings.instances)
         table: list[tuple[str, str, Operation]] = [
             ("POST", f"{v15}/function/invocations", invocations.emulated),
             ("POST", f"{v15}{one}/invocations", invocations.invoke),
+            ("POST", f"/2021-11-15/functions{one}/response-streaming-invocations", stream),
             ("POST", f"{v15}/?", functions.create),
             ("GET", f"{v15}/?", functions.list_all),
             ("GET", f"{v15}{one}", functions.get),
@@ -79,10 +110,33 @@ class Control:
             ("PUT", f"/2017-10-31/{concurrency}", functions.put_concurrency),
             ("DELETE", f"/2017-10-31/{concurrency}", functions.delete_concurrency),
             ("GET", f"/2019-09-30/{concurrency}", functions.get_concurrency),
+            ("PUT", rules, event_invokes.put),
+            ("POST", rules, event_invokes.update),
+            ("GET", rules, event_invokes.get),
+            ("DELETE", rules, event_invokes.delete),
+            ("GET", f"{rules}/list", event_invokes.list),
             ("POST", f"/2017-03-31/tags{one}", functions.tag),
             ("DELETE", f"/2017-03-31/tags{one}", functions.untag),
             ("GET", f"/2017-03-31/tags{one}", functions.list_tags),
+            ("POST", url, urls.create),
+            ("GET", url, urls.get),
+            ("PUT", url, urls.update),
+            ("DELETE", url, urls.delete),
+            ("GET", f"{url}s", urls.list),
+            ("PUT", provisioned, provisions.put),
+            ("GET", provisioned, provisions.get),
+            ("DELETE", provisioned, provisions.delete),
+            ("GET", "/2018-10-31/layers/?", layers.list_all),
+            ("POST", f"{layer}/versions", layers.publish),
+            ("GET", f"{layer}/versions", layers.list_versions),
+            ("GET", f"{layer}/versions{one}", layers.get),
+            ("DELETE", f"{layer}/versions{one}", layers.delete),
             ("GET", "/2016-08-19/account-settings/?", functions.account),
+            ("GET", "/dead-letters/?", dead_letters.list),
+            ("GET", f"/dead-letters{one}", dead_letters.show),
+            ("DELETE", f"/dead-letters{one}", dead_letters.delete),
+            ("POST", f"/dead-letters{one}/retry", dead_letters.retry),
+            ("GET", f"/logs{one}", Logs(logs_fd, fleet).read),
             ("GET", "/registry/?", openlambda.list),
             ("POST", f"/registry{one}", openlambda.upload),
             ("DELETE", f"/registry{one}", openlambda.delete),
@@ -94,20 +148,20 @@ class Control:
         """Say whether a path belongs to the API."""
         return _PREFIX.match(path) is not None
 
-    def handle(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+    def handle(self, call: Call, path: bytes, query: bytes, access: Access | None) -> None:
         """Carry a request out, in the background. It is finished even if the client leaves meanwhile.
 
-        A `local` one came by a socket that only its owner can open.
+        Without `access` it came by a socket that only its owner can open.
         """
-        task = asyncio.create_task(self._run(call, path, query, local))
+        task = asyncio.create_task(self._run(call, path, query, access))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, call: Call, path: bytes, query: bytes, local: bool) -> None:
+    async def _run(self, call: Call, path: bytes, query: bytes, access: Access | None) -> None:
         request = Request(call, {}, ())
         try:
-            if not local:
-                await self._access.check(call, path, query)
+            if access is not None:
+                await access.check(call, path, query)
             operation, found = self._find(call.method, path.decode("ascii", "replace"))
             request = Request(call, _parameters(query), found)
             answer = await operation(request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +14,7 @@ from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.aws.parameters import (
     Concurrency,
     CreateFunction,
+    Settings,
     TagResource,
     UpdateFunctionCode,
     UpdateFunctionConfiguration,
@@ -23,11 +23,10 @@ from olsock_worker.aws.shapes import Condition, Shape
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.store.records import LATEST, Absent, Code, Configuration, Version
 from olsock_worker.store.sqlite import new_revision, now
-from olsock_worker.unpack import TooLarge
-from olsock_worker.uploads import UnpackError
 
 if TYPE_CHECKING:
-    from olsock.archives import Form
+    from olsock_worker.aws.layers import Layers, Location
+    from olsock_worker.aws.uploading import Uploading
     from olsock_worker.catalog import Catalog
     from olsock_worker.deployer import Deployer
     from olsock_worker.fleet import Fleet
@@ -46,12 +45,16 @@ class Functions:
         self,
         catalog: Catalog,
         uploads: Uploads,
+        uploading: Uploading,
+        layers: Layers,
+        location: Location,
         fleet: Fleet,
         deployer: Deployer,
         failures: dict[str, str],
         registry: Registry,
     ) -> None:
         self._catalog, self._uploads, self._fleet = catalog, uploads, fleet
+        self._uploading, self._layers, self._location = uploading, layers, location
         self._deployer, self._failures, self._registry = deployer, failures, registry
 
     @property
@@ -66,24 +69,23 @@ class Functions:
         name = names.new(given.function_name)
         parameters.check_package(given)
         archive = parameters.archive(given.code)
-        configuration = parameters.configure(Configuration(role=_ROLE), given)
+        configuration = await self._configured(Configuration(role=_ROLE), given)
         self._check_free(name)
-        async with self._taken(archive, "zip") as code:
+        async with self._uploading.taken(archive, "zip") as code:
+            await self._layers.check(code, configuration.layers)
             version = await self._made(name, code, configuration)
             if not code.ol_yaml and None in (version.configuration.handler, version.configuration.runtime):
                 raise invalid("Runtime and Handler are mandatory parameters for functions without an ol.yaml")
-            shown = await self._create(version, given.tags or {}, bool(given.publish))
+            async with self._catalog.writing:
+                self._check_free(name)
+                await self._layers.of(given.layers or [])  # none of them was deleted meanwhile
+                new = version, given.tags or {}, bool(given.publish)
+                shown = await self._followed(version, await self._catalog.ask(self._store.create, *new))
         return Answer(201, shown)
-
-    async def _create(self, version: Version, tags: dict[str, str], publish: bool) -> Shape:
-        async with self._catalog.writing:
-            self._check_free(version.function)
-            published = await self._catalog.ask(self._store.create, version, tags, publish)
-            return await self._followed(version, published)
 
     async def upload(self, name: str, archive: bytes) -> None:
         """Deploy a tar.gz as OpenLambda does, in place of what there was under the name."""
-        async with self._taken(archive, "tar.gz") as code:
+        async with self._uploading.taken(archive, "tar.gz") as code:
             version = await self._made(name, code, Configuration(role=_ROLE))
             async with self._catalog.writing:
                 if name in self._catalog:
@@ -108,6 +110,13 @@ class Functions:
         requirements = await self._required(code, configuration)
         return Version(name, LATEST, code, configuration, requirements, new_revision(), now())
 
+    async def _configured(self, before: Configuration, given: Settings) -> Configuration:
+        """Return a configuration with what is given changed."""
+        configuration = parameters.configure(before, given)
+        if given.layers is None:
+            return configuration
+        return msgspec.structs.replace(configuration, layers=await self._layers.of(given.layers))
+
     async def _required(self, code: Code, configuration: Configuration) -> tuple[str, ...]:
         try:
             config = configurations.merged(configuration, code.ol_yaml, self._fleet.settings.function)
@@ -121,28 +130,6 @@ class Functions:
                 "ResourceConflictException", f"{name} is a function of the registry directory: deploy it there"
             )
 
-    @contextlib.asynccontextmanager
-    async def _taken(self, archive: bytes, form: Form) -> AsyncIterator[Code]:
-        """Unpack an archive; its contents stay at least until the end of the block."""
-        usage = await self._catalog.ask(self._store.usage)
-        if usage.bytes + len(archive) > int(self._fleet.settings.store_bytes):
-            raise ApiError(
-                "CodeStorageExceededException", f"all code together is more than store_bytes: {usage.bytes} bytes now"
-            )
-        try:
-            code = await self._uploads.take(archive, form)
-        except TooLarge as error:
-            kind = "InvalidParameterValueException" if form == "zip" else "RequestTooLargeException"
-            raise ApiError(kind, f"Unzipped size must be smaller: {error}") from None
-        except FunctionError as error:
-            raise invalid(f"Could not unzip uploaded file: {error}") from error
-        except UnpackError as error:
-            raise ApiError("ServiceException", f"the archive could not be unpacked: {error}") from None
-        try:
-            yield code
-        finally:
-            self._uploads.done(code.digest)
-
     async def update_code(self, request: Request) -> Answer:
         """UpdateFunctionCode."""
         name = names.plain(request.names[0])
@@ -150,8 +137,9 @@ class Functions:
         parameters.check_package(given)
         archive = parameters.archive(given)
         await self._catalog.ask(self._store.version, name, LATEST)
-        async with self._taken(archive, "zip") as code, self._catalog.writing:
+        async with self._uploading.taken(archive, "zip") as code, self._catalog.writing:
             before = await self._catalog.ask(self._store.version, name, LATEST)
+            await self._layers.check(code, before.configuration.layers)
             requirements = await self._required(code, before.configuration)
             if given.dry_run:
                 return Answer(200, self.shape(msgspec.structs.replace(before, code=code)))
@@ -166,7 +154,8 @@ class Functions:
         given = parameters.decode(request.call.body, UpdateFunctionConfiguration)
         async with self._catalog.writing:
             before = await self._catalog.ask(self._store.version, name, LATEST)
-            configuration = parameters.configure(before.configuration, given)
+            configuration = await self._configured(before.configuration, given)
+            await self._layers.check(before.code, configuration.layers)
             requirements = await self._required(before.code, configuration)
             change = None, configuration, requirements, given.revision_id, False
             shown = await self._followed(*await self._catalog.ask(self._store.change, name, *change))
@@ -206,8 +195,9 @@ class Functions:
     async def get(self, request: Request) -> Answer:
         """GetFunction."""
         name, qualifier = names.parse(request.names[0], request.query("Qualifier"))
-        shown = await self._shown(name, qualifier)
-        answer: Shape = {"Configuration": shown, "Code": {"RepositoryType": "olsock"}}
+        version = await self._named(name, qualifier)
+        code = {"RepositoryType": "olsock", "Location": self._location(request.call, version.code)}
+        answer: Shape = {"Configuration": self._qualified(version, qualifier), "Code": code}
         tags = await self._catalog.ask(self._store.tags, name)
         reserved = await self._catalog.ask(self._store.reserved, name)
         if tags:
@@ -222,12 +212,18 @@ class Functions:
         return Answer(200, await self._shown(name, qualifier))
 
     async def _shown(self, name: str, qualifier: str | None) -> Shape:
-        """Return the configuration of what a qualifier names; the ARN tells of an alias or version as it was asked for."""
+        return self._qualified(await self._named(name, qualifier), qualifier)
+
+    async def _named(self, name: str, qualifier: str | None) -> Version:
+        """Return the version that a qualifier names."""
         number = qualifier or LATEST
         if qualifier is not None and qualifier != LATEST and not qualifier.isdecimal():
             number = (await self._catalog.ask(self._store.alias, name, qualifier)).version
-        version = await self._catalog.ask(self._store.version, name, number)
-        shape = self.shape(version)
+        return await self._catalog.ask(self._store.version, name, number)
+
+    def _qualified(self, version: Version, qualifier: str | None) -> Shape:
+        """Return a configuration; the ARN tells of an alias or version as it was asked for."""
+        name, shape = version.function, self.shape(version)
         if qualifier is not None:
             shape["FunctionArn"] = names.arn(name, qualifier)
         return shape
@@ -288,10 +284,9 @@ class Functions:
         """PutFunctionConcurrency."""
         name = names.plain(request.names[0])
         calls = parameters.decode(request.call.body, Concurrency).reserved_concurrent_executions
-        if calls > self._fleet.settings.instances:
-            raise invalid(
-                f"ReservedConcurrentExecutions {calls}: this worker runs {self._fleet.settings.instances} at one time"
-            )
+        provisioned = self._catalog.provisioned(name)
+        if calls < provisioned:
+            raise invalid(f"ReservedConcurrentExecutions {calls}: {provisioned} instances are provisioned for {name}")
         await self._reserve(name, calls)
         return Answer(200, {"ReservedConcurrentExecutions": calls})
 
@@ -302,6 +297,13 @@ class Functions:
 
     async def _reserve(self, name: str, calls: int | None) -> None:
         async with self._catalog.writing:
+            concurrency = self._fleet.concurrency
+            if calls and not concurrency.fits(name, calls):  # 0 takes nothing from the others
+                await self._catalog.ask(self._store.reserved, name)  # raises if there is no such function
+                raise invalid(
+                    "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution "
+                    f"below its minimum value of [{concurrency.least}]."
+                )
             await self._catalog.ask(self._store.reserve, name, calls)
             await self._catalog.refresh(name)
 
@@ -346,8 +348,8 @@ class Functions:
             "TotalCodeSize": settings.store_bytes,
             "CodeSizeUnzipped": settings.code,
             "CodeSizeZipped": settings.http.upload,
-            "ConcurrentExecutions": settings.instances,
-            "UnreservedConcurrentExecutions": settings.instances,
+            "ConcurrentExecutions": settings.concurrent_executions,
+            "UnreservedConcurrentExecutions": self._fleet.concurrency.unreserved,
         }
         used = {"TotalCodeSize": usage.bytes, "FunctionCount": usage.functions}
         return Answer(200, {"AccountLimit": limit, "AccountUsage": used})

@@ -17,6 +17,8 @@ from olsock_worker.aws.errors import ApiError, absent, invalid
 from olsock_worker.aws.messages import Answer, Request
 from olsock_worker.calls import Call, Failure, Told
 from olsock_worker.catalog import NotReady
+from olsock_worker.concurrency import OVER_ALL
+from olsock_worker.events.backlog import QueueFull
 from olsock_worker.instances import ASGI, WSGI
 from olsock_worker.logs import Tail
 from olsock_worker.responses import JSON
@@ -25,39 +27,40 @@ from olsock_worker.store.records import LATEST
 if TYPE_CHECKING:
     from olsock_worker.calls import Client
     from olsock_worker.catalog import Catalog
+    from olsock_worker.events.dispatcher import Dispatcher
     from olsock_worker.fleet import Fleet
     from olsock_worker.functions import Function
     from olsock_worker.heads import Head
-    from olsock_worker.streams import Stream
+    from olsock_worker.streams import Source
 
 _CONTEXT = 3583  # bytes of base64
 _ENTRY = re.compile(r"(?=^  File )", re.MULTILINE)
-_RESERVED = "ReservedFunctionConcurrentInvocationLimitExceeded"
-_FULL = "ConcurrentInvocationLimitExceeded"
 _REFUSED = {
     "malformed": ("InvalidRequestContentException", ""),
     "no_http_event": ("InvalidRequestContentException", ""),
-    "queue_full": ("TooManyRequestsException", _FULL),
-    "queue_timeout": ("TooManyRequestsException", _FULL),
-    "host_full": ("TooManyRequestsException", _FULL),
+    "throttled": ("TooManyRequestsException", ""),  # the failure has the reason
+    "queue_full": ("TooManyRequestsException", OVER_ALL),
+    "queue_timeout": ("TooManyRequestsException", OVER_ALL),
+    "host_full": ("TooManyRequestsException", OVER_ALL),
     "unknown_function": ("ResourceNotFoundException", ""),
     "headers_too_large": ("InvalidParameterValueException", ""),
     "start_failed": ("ServiceException", ""),
     "internal": ("ServiceException", ""),
 }
+_UNSUPPORTED = ("x-amz-tenant-id", "x-amz-durable-execution-name")
 _IMPORTS = {"ImportError", "ModuleNotFoundError"}
 
 
 class Invocations:
     """Calls functions of the store, and of the registry directory as well."""
 
-    def __init__(self, catalog: Catalog, fleet: Fleet) -> None:
-        self._catalog, self._fleet = catalog, fleet
+    def __init__(self, catalog: Catalog, fleet: Fleet, events: Dispatcher) -> None:
+        self._catalog, self._fleet, self._events = catalog, fleet, events
 
-    async def invoke(self, request: Request) -> Answer | None:
-        """Invoke. The answer comes from the function, or from what has kept it from answering."""
+    async def invoke(self, request: Request, way: type[Invocation] | None = None) -> Answer | None:
+        """Invoke. The answer comes from the function, or from what has kept it from answering, by a `way` of its kind."""
         name, qualifier = names.parse(request.names[0], request.query("Qualifier"))
-        return await self._invoke(request, name, qualifier)
+        return await self._invoke(request, name, qualifier, way)
 
     async def emulated(self, request: Request) -> Answer | None:
         """Invoke under the name that AWS's runtime interface emulator has for the only function there is."""
@@ -71,24 +74,49 @@ class Invocations:
             name = plain[0]
         return await self._invoke(request, name, None)
 
-    async def _invoke(self, request: Request, name: str, qualifier: str | None) -> Answer | None:
+    async def _invoke(
+        self, request: Request, name: str, qualifier: str | None, way: type[Invocation] | None = None
+    ) -> Answer | None:
         headers = request.call.headers
         kind = headers.get("x-amz-invocation-type", "RequestResponse")
-        if kind not in ("RequestResponse", "DryRun"):
-            raise invalid(f"InvocationType {kind[:50]!r}: RequestResponse and DryRun are supported")
+        if kind not in ("RequestResponse", "Event", "DryRun"):
+            raise invalid(f"InvocationType {kind[:50]!r}: expected RequestResponse, Event or DryRun")
         if headers.get("x-amz-log-type", "None") not in ("None", "Tail"):
             raise invalid("LogType: expected None or Tail")
+        for header in _UNSUPPORTED:
+            if headers.get(header):
+                raise invalid(f"{header} is not supported")
         context = _context(headers.get("x-amz-client-context", ""))
         number = self._number(name, qualifier)
         if kind == "DryRun":
             return Answer(204)
-        if self._catalog.throttled(name):
-            raise ApiError("TooManyRequestsException", "Rate Exceeded.", Reason=_RESERVED)
+        told = Told(context, names.arn(name, qualifier), headers.get("x-amzn-trace-id"))
+        if kind == "Event":
+            return await self._accept(request, name, qualifier, told)
         function = await self._function(name, number)
         tail = headers.get("x-amz-log-type") == "Tail"
-        invocation = Invocation(request, function, number, tail)
-        invocation.run(Told(context, names.arn(name, qualifier), headers.get("x-amzn-trace-id")))
+        invocation = (way or Invocation)(request, function, number, tail)
+        invocation.run(told)
         return None
+
+    async def _accept(self, request: Request, name: str, qualifier: str | None, told: Told) -> Answer:
+        """Answer for an event once it is safe on the disk."""
+        payload, most = request.call.body or b"{}", int(self._fleet.settings.events.payload)
+        if len(payload) > most:
+            raise ApiError(
+                "RequestTooLargeException",
+                f"{len(payload)} byte payload is too large for the Event invocation type (limit {most} bytes)",
+            )
+        try:
+            msgspec.json.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise ApiError("InvalidRequestContentException", "Could not parse request body into json") from None
+        target = name if qualifier is None else f"{name}:{qualifier}"
+        try:
+            await self._events.add(target, request.call.id, payload, msgspec.json.encode(told))
+        except QueueFull as error:
+            raise ApiError("TooManyRequestsException", str(error)) from None
+        return Answer(202)
 
     def _number(self, name: str, qualifier: str | None) -> str:
         if name not in self._catalog and name in self._fleet.functions and qualifier in (None, LATEST):
@@ -123,10 +151,14 @@ class Invocation:
             return  # the client has gone while the function was made ready
         inner = Call(self, "POST", b"/", {}, outer.body, True)
         inner.id, inner.told = outer.id, told
-        outer.on_abandon = lambda _: inner.abandon()
+        outer.on_abandon = lambda _: self._abandon(inner)
         if self._tail is not None:
             self._function.log.tails[inner.id] = self._tail
         self._function.submit(inner)
+
+    def _abandon(self, inner: Call) -> None:
+        self._function.log.tails.pop(inner.id, None)
+        inner.abandon()
 
     def reply(self, call: Call, status: int, content_type: bytes, body: bytes, extra: bytes) -> None:
         """Take what became of the call. What it has printed may be read only after this, in the same turn of the loop."""
@@ -144,7 +176,7 @@ class Invocation:
         else:
             self.reply(call, 200, JSON, body, b"")
 
-    def begin(self, call: Call, _stream: Stream, head: Head) -> bool:
+    def begin(self, call: Call, _stream: Source | None, head: Head) -> bool:
         """Collect what comes in parts: Invoke answers with all of it."""
         self._inner, self._head = call, head
         return False
@@ -177,16 +209,26 @@ class Invocation:
         if self._tail is not None:
             self._function.log.tails.pop(call.id, None)
             headers.append(("x-amz-log-result", base64.b64encode(self._tail.data).decode()))
-        failure = call.failure
-        if failure is not None and failure.kind in _REFUSED and not (failure.kind == "start_failed" and status == 500):
-            self._request.fail(_refusal(failure))
+        refused = self._refused(call, status)
+        if refused is not None:
+            self._request.fail(refused)
             return
-        if failure is not None or status != 200:
+        if call.failure is not None or status != 200:
             headers.append(("x-amz-function-error", "Unhandled"))
-            body = _explained(
-                failure or Failure("bad_reply", "", f"the reply has the status {status}"), call.id, self._function
-            )
+            body = self._failed(call, status)
         self._request.call.reply(200, JSON, body, responses.header_lines(tuple(headers)))
+
+    def _refused(self, call: Call, status: int) -> ApiError | None:
+        """Return the error of a call that never reached its function, None if it did."""
+        failure = call.failure
+        if failure is None or failure.kind not in _REFUSED or (failure.kind == "start_failed" and status == 500):
+            return None
+        return _refusal(failure)
+
+    def _failed(self, call: Call, status: int) -> bytes:
+        """Return the JSON about a call that failed in its function."""
+        failure = call.failure or Failure("bad_reply", "", f"the reply has the status {status}")
+        return _explained(failure, call.id, self._function)
 
 
 def _refusal(failure: Failure) -> ApiError:
@@ -194,6 +236,8 @@ def _refusal(failure: Failure) -> ApiError:
     kind, reason = _REFUSED[failure.kind]
     if failure.kind == "malformed":
         return ApiError(kind, "Could not parse request body into json")
+    if failure.kind == "throttled":
+        return ApiError(kind, "Rate Exceeded.", Reason=failure.name)
     return ApiError(kind, failure.message, **({"Reason": reason} if reason else {}))
 
 
@@ -216,7 +260,7 @@ def _explained(failure: Failure, request_id: str, function: Function) -> bytes:
     elif failure.kind == "serialize":
         kind, message = "Runtime.MarshalError", f"Unable to marshal response: {message}"
     elif failure.kind in ("timeout", "start_timeout"):
-        seconds = function.config.timeout if failure.kind == "timeout" else function.fleet.settings.start_timeout
+        seconds = function.config.timeout if failure.kind == "timeout" else function.config.init_timeout
         kind, message = "Sandbox.Timedout", f"RequestId: {request_id} Error: Task timed out after {seconds:.2f} seconds"
     elif failure.kind in ("crash", "oom"):
         kind, message = "Runtime.ExitError", f"RequestId: {request_id} Error: {message}"

@@ -13,6 +13,9 @@ _NAME = re.compile(
     r"([a-zA-Z0-9][a-zA-Z0-9._-]{0,63})(?::(\$LATEST|[a-zA-Z0-9_-]{1,128}))?",
     re.ASCII,
 )
+_LAYER = re.compile(
+    r"(?:arn:aws[a-zA-Z-]*:lambda:[a-z0-9-]{1,32}:\d{12}:layer:)?([a-zA-Z0-9_-]{1,140})(?::(\d{1,15}))?", re.ASCII
+)
 _NEW = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}", re.ASCII)
 _ALIAS = re.compile(r"(?!\d+$)[a-zA-Z0-9_-]{1,128}", re.ASCII)
 _QUALIFIER = re.compile(r"\$LATEST|[a-zA-Z0-9_-]{1,128}", re.ASCII)
@@ -55,6 +58,27 @@ def alias(text: str) -> str:
     if not _ALIAS.fullmatch(text):
         raise invalid(f"Name {text[:200]!r}: expected up to 128 letters, digits, - and _, and not digits alone")
     return text
+
+
+def layer(text: str) -> str:
+    """Return the name of a layer."""
+    found = _LAYER.fullmatch(text)
+    if found is None or found[2]:
+        raise invalid(f"LayerName {text[:200]!r}: expected up to 140 letters, digits, - and _, or the ARN of a layer")
+    return found[1]
+
+
+def layer_version(text: str) -> tuple[str, int]:
+    """Return the name and the number in the ARN of a version of a layer."""
+    found = _LAYER.fullmatch(text)
+    if found is None or not found[2] or not text.startswith("arn:"):
+        raise invalid(f"{text[:200]!r} is not the ARN of a version of a layer")
+    return found[1], int(found[2])
+
+
+def layer_arn(name: str, number: int | None = None) -> str:
+    """Return the ARN of a layer, or of one of its versions."""
+    return f"arn:aws:lambda:{REGION}:{ACCOUNT}:layer:{name}" + (f":{number}" if number is not None else "")
 
 
 def arn(name: str, qualifier: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """What is sent: the bodies of requests, checked as far as their form goes, and how a function is configured by them.
 
 What olsock has no counterpart for is accepted if a function runs as well without, and refused by its name if whoever asked
-for it would be wrong about what they get: a private network, encryption with a key of theirs, layers, volumes, images.
+for it would be wrong about what they get: a private network, encryption with a key of theirs, volumes, images.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import re
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import psutil
 from msgspec import UNSET, UnsetType
 
 from olsock_worker.aws.errors import invalid
-from olsock_worker.store.records import Configuration
+from olsock_worker.store.records import Configuration, Cors
 
 _ENVIRONMENT = 4096  # bytes of names and values
-_MEMORY, _STORAGE, _TIMEOUT = (64, 1 << 20), (512, 32_768), (1, 900)
+_MEMORY = 64, psutil.virtual_memory().total >> 20  # MB
+_STORAGE, _TIMEOUT = (512, 32_768), (1, 900)  # MB, seconds
 _VARIABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]+", re.ASCII)
 _RUNTIME = re.compile(r"python3\.[0-9]{1,2}", re.ASCII)
 _RESERVED = re.compile(r"_HANDLER|_X_AMZN_TRACE_ID|AWS_(DEFAULT_)?REGION|AWS_EXECUTION_ENV|AWS_LAMBDA_.*|LAMBDA_.*|TZ")
@@ -34,8 +36,8 @@ Tags = Annotated[
 Description = Annotated[str, msgspec.Meta(max_length=256)]
 
 
-class _Named(msgspec.Struct, rename="pascal"):
-    """Names of the API, such as `FunctionName` for `function_name`."""
+class _Named(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
+    """Names of the API, such as `FunctionName` for `function_name`. What is not known is refused by its name."""
 
 
 class Environment(_Named):
@@ -73,7 +75,7 @@ class Settings(_Named, kw_only=True):
     vpc_config: dict[str, Any] | None = None
     dead_letter_config: dict[str, Any] | None = None
     file_system_configs: list[Any] | None = None
-    layers: list[Any] | None = None
+    layers: Annotated[list[str], msgspec.Meta(max_length=5)] | None = None
     image_config: dict[str, Any] | None = None
     capacity_provider_config: Any = None
     durable_config: Any = None
@@ -89,6 +91,8 @@ class ZipCode(_Named, kw_only=True):
     zip_file: bytes | None = None
     s3_bucket: Any = msgspec.field(name="S3Bucket", default=None)
     s3_key: Any = msgspec.field(name="S3Key", default=None)
+    s3_object_version: Any = msgspec.field(name="S3ObjectVersion", default=None)
+    s3_object_storage_mode: Any = msgspec.field(name="S3ObjectStorageMode", default=None)
     image_uri: Any = None
     source_kms_key_arn: Any = msgspec.field(name="SourceKMSKeyArn", default=None)
 
@@ -147,10 +151,38 @@ class Alias(_Named, kw_only=True):
     revision_id: str | None = None
 
 
+class PublishLayerVersion(_Named, kw_only=True):
+    """A new version of a layer."""
+
+    content: ZipCode
+    description: Description = ""
+    license_info: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    compatible_runtimes: Annotated[tuple[str, ...], msgspec.Meta(max_length=15)] = ()
+    compatible_architectures: Annotated[tuple[str, ...], msgspec.Meta(max_length=2)] = ()
+
+
+class UpdateUrl(_Named, kw_only=True):
+    """What is to be another in a function URL."""
+
+    auth_type: str | None = None
+    cors: Cors | None = None
+    invoke_mode: str | None = None
+
+
+class CreateUrl(UpdateUrl, kw_only=True):
+    """A new function URL."""
+
+
 class Concurrency(_Named):
     """A reservation."""
 
     reserved_concurrent_executions: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class Provisioned(_Named):
+    """How many instances are to be kept initialised."""
+
+    provisioned_concurrent_executions: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
 class TagResource(_Named):
@@ -169,7 +201,10 @@ def decode(body: bytes, kind: type[_Struct]) -> _Struct:
 
 def archive(code: ZipCode) -> bytes:
     """Return the bytes of a zip. Raises `ApiError` for code from elsewhere."""
-    for name in ("s3_bucket", "s3_key", "image_uri", "source_kms_key_arn"):
+    for name in (
+        *("s3_bucket", "s3_key", "s3_object_version", "s3_object_storage_mode", "image_uri"),
+        "source_kms_key_arn",
+    ):
         if getattr(code, name) not in _ABSENT:
             raise invalid(f"{_spelled(code, name)} is not supported: send the code as ZipFile")
     if not code.zip_file:
@@ -224,7 +259,7 @@ def _refuse_unsupported(given: Settings) -> None:
     if any(value not in _ABSENT for value in (given.dead_letter_config or {}).values()):
         raise invalid("DeadLetterConfig is not supported")
     for name in (
-        *("file_system_configs", "layers", "image_config", "capacity_provider_config", "durable_config"),
+        *("file_system_configs", "image_config", "capacity_provider_config", "durable_config"),
         *("tenancy_config", "accelerator_config", "runtime_config", "kms_key_arn"),
     ):
         if getattr(given, name) not in _ABSENT:

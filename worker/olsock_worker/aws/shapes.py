@@ -8,7 +8,7 @@ from olsock_worker.aws import names
 from olsock_worker.aws.parameters import ARCHITECTURE
 from olsock_worker.configurations import merged
 from olsock_worker.settings import FunctionDefaults
-from olsock_worker.store.records import LATEST, Alias, Version
+from olsock_worker.store.records import LATEST, Alias, LayerVersion, Version
 
 Shape = dict[str, object]
 
@@ -48,6 +48,10 @@ def configuration(version: Version, condition: Condition, defaults: FunctionDefa
         "LastUpdateStatus": condition.update,
         **given.shown,
     }
+    if given.layers:
+        shape["Layers"] = [
+            {"Arn": names.layer_arn(each.name, each.number), "CodeSize": each.size} for each in given.layers
+        ]
     if config.runtime:
         shape["Runtime"] = config.runtime
     if config.environment:
@@ -60,6 +64,23 @@ def configuration(version: Version, condition: Condition, defaults: FunctionDefa
         shape |= {"StateReason": condition.why, "StateReasonCode": "FunctionError"}
     if condition.update == "Failed":
         shape |= {"LastUpdateStatusReason": condition.why, "LastUpdateStatusReasonCode": "FunctionError"}
+    return shape
+
+
+def layer_version(found: LayerVersion) -> Shape:
+    """Return what lists of layers have of a version."""
+    shape: Shape = {
+        "LayerVersionArn": names.layer_arn(found.name, found.number),
+        "Version": found.number,
+        "Description": found.description,
+        "CreatedDate": found.created,
+    }
+    if found.license:
+        shape["LicenseInfo"] = found.license
+    if found.runtimes:
+        shape["CompatibleRuntimes"] = found.runtimes
+    if found.architectures:
+        shape["CompatibleArchitectures"] = found.architectures
     return shape
 
 

@@ -26,8 +26,8 @@ _HEADER = re.compile(
 _NOBODY = "\0"  # the secret of a key that there is not: no text of a configuration
 
 
-def verify(call: Call, path: bytes, query: bytes, keys: Mapping[str, str], now: float) -> None:
-    """Raise `ApiError` unless the request is signed with one of `keys` (secrets by their id). Hashes the whole body."""
+def verify(call: Call, path: bytes, query: bytes, keys: Mapping[str, str], now: float) -> str:
+    """Return which of `keys` (secrets by their id) a request is signed with. Hashes the whole body. Raises `ApiError`."""
     headers = call.headers
     found = _HEADER.fullmatch(headers.get("authorization", ""))
     if found is None:
@@ -59,6 +59,7 @@ def verify(call: Call, path: bytes, query: bytes, keys: Mapping[str, str], now: 
             "InvalidSignatureException",
             "The request signature we calculated does not match the signature you provided. Check the secret access key.",
         )
+    return key
 
 
 def _moment(date: str) -> float:

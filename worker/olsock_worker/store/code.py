@@ -11,9 +11,11 @@ import itertools
 import os
 import secrets
 import shutil
+import stat
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
 
 from olsock_worker.unpack import Copy
 
@@ -102,6 +104,46 @@ class CodeStore:
         finally:
             shutil.rmtree(scratch, ignore_errors=True, dir_fd=target_fd)
 
+    @contextlib.contextmanager
+    def opened(self, digest: str) -> Iterator[int | None]:
+        """Open contents, which stay for as long as the block runs; gives None if there are none."""
+        with self._lock:
+            self._pinned[digest] += 1
+        try:
+            if not self._has(digest):
+                yield None
+                return
+            with self._open(f"{_CODE}/{digest}") as fd:
+                yield fd
+        finally:
+            self.unpin(digest)
+
+    def scratch(self) -> BinaryIO:
+        """Return a file without a name."""
+        fd = os.open(_SCRATCH, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._store)
+        return open(fd, "w+b")
+
+    def weigh(self, digest: str) -> tuple[int, int]:
+        """Return how many bytes contents have, and how many files."""
+        with self._open(f"{_CODE}/{digest}") as fd:
+            return _weigh(fd)
+
+    def merge(self, digests: Sequence[str], target_fd: int, path: str) -> None:
+        """Make `path` below another directory of the same file system out of links, later contents over earlier ones."""
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path, dir_fd=target_fd, follow_symlinks=False)
+            return
+        scratch = f".merge-{next(self._numbers)}"
+        os.mkdir(scratch, 0o755, dir_fd=target_fd)
+        try:
+            with _opened(scratch, target_fd) as target:
+                for digest in digests:
+                    with self._open(f"{_CODE}/{digest}") as source:
+                        _link_tree(source, target)
+            os.rename(scratch, path, src_dir_fd=target_fd, dst_dir_fd=target_fd)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True, dir_fd=target_fd)
+
     def collect(self, referred: Callable[[], set[str]]) -> int:
         """Remove contents that nothing refers to; return how many."""
         removed = []
@@ -147,13 +189,44 @@ def _opened(path: str, directory_fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def _weigh(directory_fd: int) -> tuple[int, int]:
+    size = files = 0
+    with os.scandir(directory_fd) as entries:
+        found = [(each.name, each.is_dir(follow_symlinks=False), each.stat(follow_symlinks=False)) for each in entries]
+    for name, is_directory, status in found:
+        if is_directory:
+            with _opened(name, directory_fd) as inside:
+                below = _weigh(inside)
+            size, files = size + below[0], files + below[1] + 1
+        else:
+            size, files = size + status.st_size, files + 1
+    return size, files
+
+
+def _make_way(name: str, is_directory: bool, target_fd: int) -> bool:
+    """Remove what a later layer puts something else in the place of; return whether a directory is there for both."""
+    try:
+        there = stat.S_ISDIR(os.stat(name, dir_fd=target_fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+    if there and is_directory:
+        return True
+    if there:
+        shutil.rmtree(name, dir_fd=target_fd)
+    else:
+        os.unlink(name, dir_fd=target_fd)
+    return False
+
+
 def _link_tree(source_fd: int, target_fd: int) -> None:
     with os.scandir(source_fd) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_directory in found:
+        both = _make_way(name, is_directory, target_fd)
         if not is_directory:
             os.link(name, name, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
             continue
-        os.mkdir(name, 0o755, dir_fd=target_fd)
+        if not both:
+            os.mkdir(name, 0o755, dir_fd=target_fd)
         with _opened(name, source_fd) as inside, _opened(name, target_fd) as copy:
             _link_tree(inside, copy)

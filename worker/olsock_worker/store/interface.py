@@ -5,7 +5,84 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from olsock_worker.store.records import Alias, Code, Configuration, Usage, Version
+from olsock_worker.store.records import (
+    Alias,
+    Code,
+    Configuration,
+    EventInvoke,
+    FunctionUrl,
+    LayerVersion,
+    Provision,
+    Usage,
+    Version,
+)
+
+
+class UrlStore(Protocol):
+    """Function URLs; they go with their function, or with their alias. As `FunctionStore` in all else."""
+
+    def create(self, url: FunctionUrl) -> None:
+        """Add a URL of a function, or of an alias, that exists."""
+
+    def change(self, url: FunctionUrl) -> None:
+        """Put a URL in the place of the one that there is."""
+
+    def delete(self, function: str, qualifier: str) -> None:
+        """Remove a URL."""
+
+    def get(self, function: str, qualifier: str) -> FunctionUrl:
+        """Return a URL."""
+
+    def all(self, function: str) -> list[FunctionUrl]:
+        """Return the URLs of a function and of its aliases, by qualifier."""
+
+
+class LayerStore(Protocol):
+    """Versions of layers. As `FunctionStore` in all else."""
+
+    def publish(self, version: LayerVersion) -> LayerVersion:
+        """Add a version under the next number; return it with that."""
+
+    def version(self, name: str, number: int) -> LayerVersion:
+        """Return one version."""
+
+    def versions(self, name: str, before: int, most: int) -> list[LayerVersion]:
+        """Return versions of a layer with lower numbers than `before`, the newest first; 0: all of them."""
+
+    def names(self, after: str, most: int) -> list[str]:
+        """Return the names of layers that have a version, in their order."""
+
+    def delete(self, name: str, number: int) -> None:
+        """Remove a version if there is one. Functions that have it keep it."""
+
+
+class ProvisionStore(Protocol):
+    """Provisioned concurrency; it goes with its version, or with its alias. As `FunctionStore` in all else."""
+
+    def put(self, provision: Provision) -> None:
+        """Set how many there are to be for a version or an alias that exists."""
+
+    def delete(self, function: str, qualifier: str) -> None:
+        """Keep none any more, if any were to be kept."""
+
+    def all(self, function: str) -> list[Provision]:
+        """Return those of one function, by qualifier."""
+
+
+class EventInvokeStore(Protocol):
+    """Rules for events, at most one for each version and alias, with which they go. As `FunctionStore` in all else."""
+
+    def put(self, rules: EventInvoke) -> None:
+        """Set the rules of a version or an alias that exists."""
+
+    def get(self, name: str, qualifier: str) -> EventInvoke:
+        """Return the rules of one."""
+
+    def delete(self, name: str, qualifier: str) -> None:
+        """Remove the rules of one."""
+
+    def list(self, name: str, after: str, most: int) -> list[EventInvoke]:
+        """Return the rules of a function, by qualifier."""
 
 
 class FunctionStore(Protocol):
@@ -15,6 +92,22 @@ class FunctionStore(Protocol):
     what there is not, `Conflict` for what would clash, and `Stale` if a revision is given that is not the present one.
     Lists are in a fixed order and go on after the key given, "" for the beginning. To be used by one thread at a time.
     """
+
+    @property
+    def urls(self) -> UrlStore:
+        """Function URLs."""
+
+    @property
+    def layers(self) -> LayerStore:
+        """Layers."""
+
+    @property
+    def provisions(self) -> ProvisionStore:
+        """Provisioned concurrency."""
+
+    @property
+    def event_invokes(self) -> EventInvokeStore:
+        """Rules for events."""
 
     def create(self, version: Version, tags: Mapping[str, str], publish: bool) -> Version | None:
         """Add a function with its first version, LATEST; return version 1 if it is to be published at once."""
@@ -87,7 +180,7 @@ class FunctionStore(Protocol):
         """Return (function, number) of every version."""
 
     def digests(self) -> set[str]:
-        """Return the contents that any version refers to."""
+        """Return the contents that any version of a function or of a layer refers to."""
 
     def usage(self) -> Usage:
         """Return what there is in all."""

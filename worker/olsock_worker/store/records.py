@@ -33,6 +33,15 @@ class Code(msgspec.Struct, frozen=True):
     ol_yaml: str = ""  # what it says about itself
 
 
+class Layer(msgspec.Struct, frozen=True):
+    """A version of a layer as a function has it: it stays even if nobody else can have it any more."""
+
+    name: str
+    number: int
+    digest: str  # of the contents
+    size: int  # bytes of the archive
+
+
 class Configuration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a function is to run. What is None is taken from its ol.yaml, or from the worker's defaults."""
 
@@ -43,6 +52,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     memory: int | None = None  # MiB
     storage: int | None = None  # MiB of /tmp
     environment: dict[str, str] = {}
+    layers: tuple[Layer, ...] = ()  # a later one over an earlier one
     role: str = ""
     shown: dict[str, msgspec.Raw] = {}  # parameters that mean nothing here, given back as they were given
 
@@ -68,6 +78,62 @@ class Alias(msgspec.Struct, frozen=True):
     weights: dict[str, float]  # other version -> share of the calls that it gets
     description: str
     revision: str
+
+
+class Cors(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True, forbid_unknown_fields=True):
+    """Which web pages a browser may let use a function URL. None: nothing is said of it."""
+
+    allow_credentials: bool | None = None
+    allow_headers: tuple[str, ...] | None = None
+    allow_methods: tuple[str, ...] | None = None
+    allow_origins: tuple[str, ...] | None = None
+    expose_headers: tuple[str, ...] | None = None
+    max_age: int | None = None  # seconds
+
+
+class FunctionUrl(msgspec.Struct, frozen=True):
+    """An address of a function, or of one of its aliases, for HTTP."""
+
+    id: str
+    function: str
+    qualifier: str  # name of the alias; "": LATEST
+    signed: bool  # requests have to be
+    stream: bool  # parts go out as they are made
+    cors: Cors | None
+    created: str  # ISO 8601, UTC
+    modified: str
+
+
+class Provision(msgspec.Struct, frozen=True):
+    """How many instances of a version, or of the version that an alias leads to, are kept initialised."""
+
+    function: str
+    qualifier: str  # number of a version, or name of an alias
+    instances: int
+    modified: str  # ISO 8601, UTC
+
+
+class LayerVersion(msgspec.Struct, frozen=True):
+    """A version of a layer; it stays as it is until it is deleted."""
+
+    name: str
+    number: int  # 1, 2, ...
+    code: Code
+    description: str
+    license: str
+    runtimes: tuple[str, ...]  # that it says it is for
+    architectures: tuple[str, ...]
+    created: str  # ISO 8601, UTC
+
+
+class EventInvoke(msgspec.Struct, frozen=True):
+    """How often and for how long events for a function are tried; None: as the worker's settings have it."""
+
+    function: str
+    qualifier: str  # LATEST, the number of a version or the name of an alias
+    retries: int | None
+    age: int | None  # seconds
+    modified: float  # time()
 
 
 class Usage(msgspec.Struct, frozen=True):

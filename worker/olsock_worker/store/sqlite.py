@@ -1,13 +1,9 @@
-"""The store of a single host: SQLite with a write-ahead log, synced at every commit, one connection that reads and writes.
-
-The library comes with the package apsw rather than with the interpreter: before 3.51.3 a reset of the log could corrupt a
-database. The file is reached by the descriptor of its directory, since the front cannot enter the directories above.
-"""
+"""The store of a single host: a database with one connection that reads and writes."""
 
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +12,11 @@ from typing import Any
 import apsw
 import msgspec
 
+from olsock_worker.store import event_invokes, layers, provisions, urls
+from olsock_worker.store.database import connect
+from olsock_worker.store.event_invokes import EventInvokeTable
+from olsock_worker.store.layers import LayerTable
+from olsock_worker.store.provisions import ProvisionTable
 from olsock_worker.store.records import (
     LATEST,
     Absent,
@@ -28,6 +29,7 @@ from olsock_worker.store.records import (
     Usage,
     Version,
 )
+from olsock_worker.store.urls import UrlTable
 
 FILE = "functions.db"
 _FORMAT = 1  # of the tables
@@ -47,38 +49,27 @@ CREATE TABLE aliases (
     PRIMARY KEY (function, name)
 ) STRICT, WITHOUT ROWID;
 """
+_DIGESTS = """
+SELECT digest FROM versions UNION SELECT digest FROM layer_versions
+UNION SELECT json_extract(each.value, '$.digest') FROM versions, json_each(configuration, '$.layers') AS each
+"""
 _VERSION = "function, number, digest, sha256, size, ol_yaml, configuration, requirements, revision, modified"
 _ALIAS = "function, name, version, weights, description, revision"
-
-
-class _Directory(apsw.VFS):
-    """Files below a descriptor: SQLite itself would look every path up from the root, which may be closed to us."""
-
-    def __init__(self, name: str, directory_fd: int) -> None:
-        super().__init__(name, base="")
-        self._directory = directory_fd
-
-    def xFullPathname(self, name: str) -> str:
-        """Return a path by which the kernel goes straight to the directory."""
-        return f"/proc/self/fd/{self._directory}/{name}"
 
 
 class SqliteStore:
     """A `FunctionStore` in the directory `directory_fd`, which has to stay open."""
 
     def __init__(self, directory_fd: int) -> None:
-        vfs = f"olsock-{secrets.token_hex(8)}"
-        self._vfs = _Directory(vfs, directory_fd)
         try:
-            self._db = apsw.Connection(FILE, vfs=vfs)
-            self._db.set_busy_timeout(5000)
-            self._db.transaction_mode = "IMMEDIATE"
-            for name, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
-                self._db.pragma(name, value)
+            self._vfs, self._db = connect(directory_fd, FILE)
             with self._db:
                 self._prepare()
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
+        self.urls, self.layers = UrlTable(self._transaction), LayerTable(self._transaction)
+        self.provisions = ProvisionTable(self._transaction)
+        self.event_invokes = EventInvokeTable(self._transaction)
 
     def _prepare(self) -> None:
         found = self._db.pragma("user_version")
@@ -89,6 +80,7 @@ class SqliteStore:
             raise StoreError(
                 f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
             )
+        self._db.execute(urls.TABLES + layers.TABLES + provisions.TABLES + event_invokes.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -176,6 +168,8 @@ class SqliteStore:
             if users:
                 raise Conflict(f"version {number} of {name} is used by the aliases {users}")
             db.execute("DELETE FROM versions WHERE function = ? AND number = ?", (name, _number(number)))
+            provisions.forget(db, name, number)
+            event_invokes.forget(db, name, number)
 
     def version(self, name: str, number: str) -> Version:
         """Return one version."""
@@ -235,6 +229,9 @@ class SqliteStore:
         with self._transaction() as db:
             self._version(db, name, LATEST)
             db.execute("DELETE FROM aliases WHERE function = ? AND name = ?", (name, alias))
+            urls.forget(db, name, alias)
+            provisions.forget(db, name, alias)
+            event_invokes.forget(db, name, alias)
 
     def alias(self, name: str, alias: str) -> Alias:
         """Return one alias."""
@@ -287,15 +284,16 @@ class SqliteStore:
             return [(name, _shown(number)) for name, number in db.execute("SELECT function, number FROM versions")]
 
     def digests(self) -> set[str]:
-        """Return the contents that any version refers to."""
+        """Return the contents that any version of a function or of a layer refers to."""
         with self._transaction() as db:
-            return {digest for (digest,) in db.execute("SELECT DISTINCT digest FROM versions")}
+            return {digest for (digest,) in db.execute(_DIGESTS)}
 
     def usage(self) -> Usage:
         """Return what there is in all."""
         with self._transaction() as db:
             row = self._row(db, "SELECT COUNT(DISTINCT function), COALESCE(SUM(size), 0) FROM versions") or (0, 0)
-        return Usage(*row)
+            of_layers = self._row(db, "SELECT COALESCE(SUM(size), 0) FROM layer_versions") or (0,)
+        return Usage(row[0], row[1] + of_layers[0])
 
     def close(self) -> None:
         """Let go of it. What was acknowledged is safe already."""
@@ -337,6 +335,33 @@ class SqliteStore:
             *(_text(alias.weights), alias.description, alias.revision),
         )
         db.execute(f"INSERT OR REPLACE INTO aliases ({_ALIAS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+
+
+def snapshot(directory_fd: int) -> tuple[bytes, set[str]]:
+    """Return the database as it is at one moment, and the contents that it refers to. Another process may be using it."""
+    os.stat(FILE, dir_fd=directory_fd, follow_symlinks=False)  # or it would be made
+    vfs, live = connect(directory_fd, FILE)
+    with contextlib.ExitStack() as stack:
+        stack.callback(live.close)
+        copy = apsw.Connection(":memory:")
+        stack.callback(copy.close)
+        with copy.backup("main", live, "main") as backup:
+            while not backup.done:
+                backup.step()
+        data = bytearray(copy.serialize("main"))
+    del vfs
+    data[18:20] = b"\x01\x01"  # no write-ahead log beside it: https://sqlite.org/c3ref/deserialize.html
+    return bytes(data), examine(bytes(data))
+
+
+def examine(data: bytes) -> set[str]:
+    """Return the contents that a database refers to. Raises `StoreError`, or an error of apsw, for what is no sound one."""
+    with contextlib.closing(apsw.Connection(":memory:")) as db:
+        db.deserialize("main", data)
+        db.execute("PRAGMA trusted_schema = 0; PRAGMA cell_size_check = 1")
+        if [*db.execute("PRAGMA integrity_check")] != [("ok",)] or db.pragma("user_version") != _FORMAT:
+            raise StoreError(f"not a database of format {_FORMAT}, or not a sound one")
+        return {digest for (digest,) in db.execute(_DIGESTS)}
 
 
 def new_revision() -> str:
