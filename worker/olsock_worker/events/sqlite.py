@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence, Set
@@ -95,8 +96,9 @@ class SqliteQueue:
         return done
 
     def close(self) -> None:
-        """Let go of it. What was committed is safe already."""
-        self._db.close()
+        """Let go of it. What was committed is safe already, also on a disk that cannot be written to any more."""
+        with contextlib.suppress(apsw.Error):
+            self._db.close()
 
     def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
         return next(iter(self._db.execute(query, values)), None)
