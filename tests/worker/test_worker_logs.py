@@ -66,16 +66,22 @@ def test_no_line_of_a_function_is_one_of_the_workers(directory: int, tmp_path: P
 def test_lines_that_wait_are_one_write_in_their_order(directory: int, tmp_path: Path) -> None:
     waiting = []
     log = FunctionLog(directory, "f", 1 << 20, 2, waiting.append)
+
+    def texts() -> list[str]:
+        return [line.rpartition(" ")[2] for line in (tmp_path / "f.log").read_text().splitlines()]
+
     log.tell("r", Said("first"), 1, 0.0)
-    log.write("r", b"second\n", 1)
-    log.tell("r", Said("third"), 1, 0.0)
+    log.tell("r", Said("second"), 1, 0.0)
     assert len(waiting) == 1 and not (tmp_path / "f.log").exists()
+    log.write("r", b"third\n", 1)
+    assert texts() == ["first", "second", "third"], "what a function prints does not wait"
+    log.tell("r", Said("fourth"), 1, 0.0)
+    assert len(texts()) == 3
     waiting.pop()()
-    texts = [line.rpartition(" ")[2] for line in (tmp_path / "f.log").read_text().splitlines()]
-    assert texts == ["first", "second", "third"]
-    for _ in range(70):
-        log.write("r", b"x" * 1000 + b"\n", 1)
-    assert (tmp_path / "f.log").stat().st_size > 60_000, "what waits is bounded"
+    assert texts() == ["first", "second", "third", "fourth"]
+    for _ in range(1001):
+        log.tell("r", Said("more"), 1, 0.0)
+    assert len(texts()) == 1005, "what waits is bounded"
     log.close()
 
 

@@ -82,6 +82,8 @@ def functions() -> dict[str, tuple[str, str]]:
     return {
         "echo": (ECHO, "memory: 100M\nzygote: false\n"),
         "prints": ("def f(text):\n    print(text)\n    return 1\n", ""),
+        "anew": ("def f(text):\n    print(text)\n    return 1\n", "reuse-sandbox: false\n"),
+        "parts": ("def f(event):\n    for n in range(3):\n        print(n)\n        yield n\n    print('end')\n", ""),
         "allocates": (ALLOCATES, "zygote: false\n"),
         "grows": (ALLOCATES, "zygote: false\n"),
         "imports": ("import time; time.sleep(0.4)\ndef f(event):\n    return 1\n", "zygote: false\n"),
@@ -97,6 +99,15 @@ def test_a_call_begins_prints_and_ends(worker: WorkerProcess) -> None:
         assert found.records[0].text == f"START RequestId: {found.report['id']} Version: $LATEST"
         assert found.records[-2].text == f"END RequestId: {found.report['id']}"
         assert [each.time for each in found.records] == sorted(each.time for each in found.records)
+
+
+def test_nothing_that_was_printed_is_left_to_come(worker: WorkerProcess) -> None:
+    """Also where the reply comes together with what was before it: READY of a new instance, parts of a stream."""
+    replies = [worker.call("anew", "text") for _ in range(40)]
+    for reply in replies:
+        assert told(worker, "anew", reply).words == ["START", "text", "END", "REPORT"]
+    for reply in [worker.call("parts") for _ in range(40)]:
+        assert told(worker, "parts", reply).words == ["START", "0", "1", "2", "end", "END", "REPORT"]
 
 
 def test_calls_at_one_time_are_told_apart(worker: WorkerProcess) -> None:
@@ -120,7 +131,8 @@ def test_calls_at_one_time_are_told_apart(worker: WorkerProcess) -> None:
             record = parse(line)
             if record is not None and record.request in last:
                 by.setdefault(record.request, []).append(record)
-        return by if len(by) == 200 and all("REPORT" in each[-1].text for each in by.values()) else None
+        reports = sum("REPORT" in each.text for records in by.values() for each in records)
+        return by if reports == 200 else None
 
     for records in worker.until(complete).values():
         assert [each.text.split(" ")[0] for each in records if each.by == "platform"] == ["START", "END", "REPORT"]

@@ -119,7 +119,7 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
                                write_timeout = 60.0, idle_timeout = 75.0, connections = 1024, pipeline = 64
     \b
       [events]                 asynchronous invocations
-      payload = "256K"         count = 1000000, bytes = "1G", retries = 2, age = 21600.0, running = 256
+      payload = "256K"         count = 1000000, bytes = "1G", retries = 2, age = 21600.0, running = 128
     """
     from olsock_worker import worker
 

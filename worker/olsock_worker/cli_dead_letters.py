@@ -6,7 +6,7 @@ import json
 
 import click
 
-from olsock_worker.commands import in_group, show_json, show_table
+from olsock_worker.commands import complete_function, in_group, show_json, show_table
 from olsock_worker.local import Local, LocalError
 from olsock_worker.logs import escape
 
@@ -22,7 +22,7 @@ _command = in_group(dead_letters)
 
 
 @_command
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_function)
 def list_(worker: Local, as_json: bool, name: str | None) -> None:
     """List dead letters, all or those of the function NAME."""
     show_table(list(worker.dead_letters(name)), _COLUMNS, as_json)
@@ -44,7 +44,7 @@ def show(worker: Local, as_json: bool, request_id: str) -> None:
 @_command
 @click.argument("request_id", required=False)
 @click.option("--all", "everything", is_flag=True, help="All there are now.")
-@click.option("--name", help="All of this function.")
+@click.option("--name", help="All of this function.", shell_complete=complete_function)
 def retry(worker: Local, as_json: bool, request_id: str | None, everything: bool, name: str | None) -> None:
     """Make an event of the dead letter REQUEST_ID again, as if it had come now."""
     _each(worker, as_json, ("POST", "/retry"), _chosen(worker, request_id, everything, name))
@@ -53,7 +53,7 @@ def retry(worker: Local, as_json: bool, request_id: str | None, everything: bool
 @_command
 @click.argument("request_id", required=False)
 @click.option("--all", "everything", is_flag=True, help="All there are now.")
-@click.option("--name", help="All of this function.")
+@click.option("--name", help="All of this function.", shell_complete=complete_function)
 def delete(worker: Local, as_json: bool, request_id: str | None, everything: bool, name: str | None) -> None:
     """Delete the dead letter REQUEST_ID."""
     _each(worker, as_json, ("DELETE", ""), _chosen(worker, request_id, everything, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -137,7 +138,7 @@ def _print(line: str, record: Record | None) -> None:
     if record is None:
         sys.stdout.write(f"{shown(line)}\n")
     else:
-        sys.stdout.write(f"{msgspec.json.encode(record).decode()}\n")
+        sys.stdout.write(f"{json.dumps(msgspec.structs.asdict(record))}\n")  # as ASCII, which drives no terminal
 
 
 def _open(state: str, name: str, follow: bool) -> LogReader:

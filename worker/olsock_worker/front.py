@@ -243,6 +243,7 @@ class Front:
         self._announce(deployment)
         self._bytecodes.want(deployment)
         self._catalog.ready(deployment.name)
+        self._events.ready(deployment.name.partition(":")[0])
         self._provisioning.served(deployment.name)
 
     def _is_current(self, deployment: Deployment) -> bool:

@@ -201,7 +201,7 @@ class Function:
         self._unready -= 1
         if self.retries.failures and instance.deployment is self.deployment:
             self.retries.worked()
-            self._scale()
+            asyncio.get_running_loop().call_soon(self._scale)  # once this one has taken a call
 
     def _unmade(self, instance: Instance, why: str, excuse: Callable[[Call], None]) -> None:
         """Note that an instance could not be made ready, and what is to be said of that until it is tried again."""

@@ -206,7 +206,10 @@ class Instance:
 
     def settle(self) -> None:
         """Tell of the end of a call, now that all it printed has been read."""
-        self.output.settle()
+        if self.call is None:
+            self.output.settle()
+        else:
+            self.output.fresh = False  # it has been read, or it would not be at work again
         self.reports.settle()
 
     def hurry(self) -> None:
@@ -291,7 +294,7 @@ class Instance:
             self.end_answer()
             self.function.handler_failed(self, call, error, clean)
         elif kind == wire.REPLY and not flags and payload.startswith(_PLAIN_PREFIX) and len(payload) <= self._limit:
-            self._free()
+            self.end_answer()
             self.function.answered(self, call, 200, JSON, payload[len(_PLAIN_PREFIX) :], clean)
         elif self.answer is not None:
             self.answer.frame(kind, flags, payload, clean)
@@ -340,7 +343,12 @@ class Instance:
         return bool(known)
 
     def end_answer(self) -> None:
-        """Take the call away once nothing more is to come of its answer."""
+        """Take the call away once nothing more is to come of its answer.
+
+        What it printed is read here, unlike in `Fleet.freed`: the end may have come while what was before it in the channel
+        (READY, or a part) was waiting to be read, and what was printed in between is for another round of the event loop.
+        """
+        self.output.read()
         self.answer = None
         self._free()
 

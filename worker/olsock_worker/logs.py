@@ -19,8 +19,7 @@ import msgspec
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\\]")
 _LOG = re.compile(r"\.log(\.\d+)?$")
 _LINE = 16 * 1024  # a longer line is cut into pieces, each with its own prefix
-_HELD = 64 * 1024  # bytes that wait at most to be written
-_TOLD = 256  # bytes that what the worker says is taken for
+_MOST = 1000  # things said that wait to be written
 
 
 class WorkerLog:
@@ -72,13 +71,12 @@ class FunctionLog:
         files: int,
         later: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
-        """`later` calls a function in a moment, so that what comes meanwhile is one write; without it nothing waits."""
+        """`later` calls a function in a moment: until then, what the worker says waits for more. Without it nothing does."""
         self._directory, self._name = directory_fd, f"{name}.log"
         self._limit, self._files, self._later = size, files, later
         self._fd = -1
         self._size = 0
         self._waiting: list[tuple[float, int, str, bytes | Said]] = []
-        self._held = 0  # bytes that wait, roughly
         self.tails: dict[str, Tail] = {}  # of requests that are to be told what they printed
 
     def write(self, request: str, data: bytes, instance: int = 0) -> None:
@@ -86,8 +84,7 @@ class FunctionLog:
         if self.tails and request in self.tails:
             self.tails[request].add(data)
         self._waiting.append((monotonic(), instance, request, data))
-        self._held += len(data)
-        self._added()
+        self.flush()
 
     def tell(self, request: str, said: Said, instance: int, when: float) -> None:
         """Write what the worker says about a request; `when` is monotonic."""
@@ -95,21 +92,16 @@ class FunctionLog:
             self.tails[request].add(said.lines("", request).encode())
         waiting = self._waiting
         waiting.append((when, instance, request, said))
-        self._held += _TOLD
-        if len(waiting) == 1 or self._held > _HELD:
-            self._added()
-
-    def _added(self) -> None:
-        if self._later is None or self._held > _HELD:
+        if self._later is None or len(waiting) > _MOST:
             self.flush()
-        elif len(self._waiting) == 1:
+        elif len(waiting) == 1:
             self._later(self.flush)
 
     def flush(self) -> None:
         """Write what waits."""
         if not self._waiting:
             return
-        waiting, self._waiting, self._held = self._waiting, [], 0
+        waiting, self._waiting = self._waiting, []
         wall = time.time() - monotonic()
         out: list[str] = []
         for when, instance, request, said in waiting:

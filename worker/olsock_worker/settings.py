@@ -80,7 +80,7 @@ class Events(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     count: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 1_000_000  # that may wait
     bytes: Size = "1G"  # that these may take
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5  # of both, that one function may have
-    running: Count = 256  # at one time; a function always has one
+    running: Count = 128  # at one time; a function always has one
     function_running: Count = 32  # of one function
     retries: Annotated[int, msgspec.Meta(ge=0, le=2)] = 2  # after errors of the function
     age: Annotated[float, msgspec.Meta(gt=0, le=21_600)] = 21_600.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 from olsock_worker.catalog import NotReady
@@ -152,7 +153,7 @@ class Attempts:
         self._figures.attempts["error"] += 1
         lane.refusals = 0
         event.attempts += 1
-        wait = backoff.wait(self._settings.retry_delay, event.attempts, self._settings.age)
+        wait = backoff.wait(self._settings.retry_delay, event.attempts, inf)
         kind = failure.name or failure.kind
         if event.attempts > self._retries(lane):
             self._give_up(lane, event, "RetriesExhausted", kind, failure.message)

@@ -134,6 +134,12 @@ class Dispatcher:
             lane.paused = 0.0
             self._turns.wake(lane)
 
+    def ready(self, name: str) -> None:
+        """Try again at once what waits for a function: it is deployed now."""
+        for lane in self.backlog.of(name):
+            lane.paused, lane.refusals = 0.0, 0
+            self._turns.wake(lane)
+
     def _forget(self, name: str) -> None:
         self._ends.pop(name, None)
         self._note(partial(self.queue.forget, name))
