@@ -53,8 +53,12 @@ class Closure(Owned):
         return dict(self._record.owners)
 
     def _end(self) -> None:
-        os.utime(self._fd)  # when it was used last
-        os.close(self._fd)
+        try:
+            os.utime(self._fd)  # when it was used last
+        except OSError:
+            pass  # a disk that cannot be written to any more: it only goes earlier than it might
+        finally:
+            os.close(self._fd)
 
 
 @dataclass(slots=True)

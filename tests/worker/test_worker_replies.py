@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from worker_process import Reply, WorkerProcess
@@ -295,6 +297,63 @@ def test_a_burst_scales_out_at_once(worker: WorkerProcess) -> None:
     assert [reply.status for reply in replies] == [200] * 8
     assert time.monotonic() - began < 8 * 0.5 / 2  # one after the other it would be 4 s
     assert worker.status()["functions"]["nap"]["instances"] == 8
+
+
+@pytest.mark.attack
+def test_what_was_raised_cannot_forge_lines_of_any_log(worker: WorkerProcess) -> None:
+    evil = "x\\n2026-01-01T00:00:00.000Z f0rged\\r\\x1b[2J\\u2028{}"
+    worker.deploy(
+        "evil", f"class E(Exception):\n    pass\nE.__name__ = 'a\\nb'\ndef f(event):\n    raise E('{evil}')\n"
+    )
+    worker.until(lambda: "evil" in worker.status()["functions"])
+    before = len(worker.log().splitlines())
+    replies = [worker.call("evil"), worker.request("/run/evil/%0a{}?%0d", b"1", headers={"X-Evil": "\t\x80\xff"})]
+    assert {reply.status for reply in replies} == {500}
+    ids = {reply.headers["x-request-id"] for reply in replies}
+    lines = worker.function_log("evil").splitlines()
+    assert len(lines) >= 6 and all(line.split(" ")[1] in ids for line in lines)
+    assert not any(ord(character) < 32 for line in lines for character in line.replace("\t", ""))
+    assert all(json.loads(line)["event"] for line in worker.log().splitlines()[before:])
+    page = worker.request("/metrics", method="GET").body.decode()
+    assert "f0rged" not in page
+    assert len([line for line in page.splitlines() if 'function="evil"' in line and 'code="500"' in line]) == 1
+
+
+@pytest.mark.attack
+def test_sockets_that_a_handler_puts_in_the_way_are_nobodys(worker: WorkerProcess, tmp_path: Path) -> None:
+    """The front dials no path: it talks to an instance by the descriptor that it has had from the start."""
+    code = (
+        "import os, socket\n"
+        "made = []\n"
+        "def f(event):\n"
+        "    if event:\n"
+        "        for path in ('/tmp/ol.sock', '/tmp/channel', '/host/ol.sock', '/var/task/ol.sock'):\n"
+        "            try:\n"
+        "                os.symlink(event, path)\n"
+        "            except OSError:\n"
+        "                pass\n"
+        "        made.append(socket.socket(socket.AF_UNIX))\n"
+        "        made[0].bind('/tmp/mine'); made[0].listen(); made[0].setblocking(False)\n"
+        "    try:\n"
+        "        made[0].accept()\n"
+        "        return 'dialled'\n"
+        "    except BlockingIOError:\n"
+        "        return [os.path.lexists('/tmp/ol.sock'), os.path.exists('/tmp/ol.sock')]\n"
+    )
+    worker.deploy("swap", code, "concurrency: 1\n")
+    worker.until(lambda: "swap" in worker.status()["functions"])
+    with socket.socket(socket.AF_UNIX) as canary:
+        path = str(tmp_path / "canary")
+        canary.bind(path)
+        canary.listen()
+        canary.setblocking(False)
+        for event in (path, "", "", ""):
+            assert worker.call("swap", event).json == [True, False]
+        with pytest.raises(BlockingIOError):
+            canary.accept()
+        with socket.socket(socket.AF_UNIX) as control:  # it would have heard
+            control.connect(path)
+            canary.accept()[0].close()
 
 
 def test_output_goes_to_the_functions_log_and_cannot_forge_lines(worker: WorkerProcess) -> None:

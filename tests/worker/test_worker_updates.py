@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from aws_client import active, client, create, invoke, zipped
 from worker_process import Reply, WorkerProcess
 
 pytestmark = pytest.mark.system
@@ -123,3 +124,47 @@ def test_a_version_is_compiled_beside_its_code(fresh: Callable[..., WorkerProces
     worker.deploy("own", "def f(:")  # cannot be compiled: who calls it is told
     assert worker.until(lambda: worker.call("own").status == 500)
     assert worker.until(lambda: not code.exists())
+
+
+def _call_slowly(worker: WorkerProcess, results: list[int]) -> None:
+    aws = client(worker)
+    results.append(invoke(aws, "raced", {"s": 0.5})["result"])
+    aws.close()
+
+
+def test_what_was_acknowledged_is_what_is_called(fresh: Callable[..., WorkerProcess]) -> None:
+    """Over the API, while instances of the version before are warm and busy."""
+    worker = fresh({})
+    aws = client(worker)
+    code = "import time\ndef handler(event, context):\n    time.sleep(event['s'])\n    return {n}\n"
+    create(aws, "raced", {"app.py": code.format(n=0)})
+    stop = threading.Event()
+    seen: list[list[int]] = [[], []]
+
+    def ask(mine: list[int]) -> None:
+        other = client(worker)
+        while not stop.is_set():
+            mine.append(invoke(other, "raced", {"s": 0.01})["result"])
+        other.close()
+
+    threads = [threading.Thread(target=ask, args=(mine,)) for mine in seen]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(1, 6):
+            late: list[int] = []
+            running = threading.Thread(target=_call_slowly, args=(worker, late))
+            running.start()
+            worker.until(lambda: worker.stats()["instances"]["busy"])
+            aws.update_function_code(FunctionName="raced", ZipFile=zipped({"app.py": code.format(n=number)}))
+            active(aws, "raced")
+            assert invoke(aws, "raced", {"s": 0})["result"] == number
+            running.join()
+            assert late[0] in (number - 1, number)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    for mine in seen:
+        assert mine == sorted(mine), "never back to an older version"
+    aws.close()

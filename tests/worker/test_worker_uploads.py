@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import stat
 import struct
 import tarfile
@@ -11,6 +12,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,17 @@ def lying() -> bytes:
     for offset in (data.find(b"PK\3\4") + 22, data.find(b"PK\1\2") + 24):
         data[offset : offset + 4] = struct.pack("<I", 1 << 30)
     return bytes(data)
+
+
+def tarred(files: dict[str, str | bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, text in files.items():
+            data = text.encode() if isinstance(text, str) else text
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
 
 
 ZIPS = {
@@ -163,6 +176,54 @@ def test_a_tar_bomb_is_too_large(worker: WorkerProcess) -> None:
     before = inside(worker)
     assert worker.request("/registry/bad", data.getvalue()).status == 413
     assert inside(worker) == before
+
+
+@pytest.mark.attack
+def test_an_upload_that_is_cut_off_changes_nothing(worker: WorkerProcess) -> None:
+    """After every KiB, and one byte before its end: what was there stays whole, and serves."""
+    old, new = (tarred({"f.py": f"def f(event): return {n}", "noise": os.urandom(20_000)}) for n in (1, 2))
+    assert worker.request("/registry/cut", old).status == 201
+    worker.until(lambda: worker.call("cut").status == 200)
+    head = b"POST /registry/cut HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(new)
+    before = inside(worker)
+    for size in [*range(0, len(new), 1024), len(new) - 1]:
+        with worker.connect() as sock:
+            sock.sendall(head + new[:size])
+            if size % 2048:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+    worker.until(lambda: worker.stats()["connections"] == 1)
+    assert worker.call("cut").json == 1 and inside(worker) == before
+    with (
+        worker.connect() as sock
+    ):  # longer than it says: what is too much is no request, and what is not enough no archive
+        sock.sendall(head.replace(b"%d" % len(new), b"%d" % (len(new) // 2)) + new)
+        got = sock.recv(65536)
+    assert got.startswith(b"HTTP/1.1 400 ") and worker.call("cut").json == 1 and inside(worker) == before
+    assert worker.request("/registry/cut", new).status == 201  # the control: the same bytes, all of them
+    worker.until(lambda: worker.call("cut").json == 2)
+    assert worker.request("/registry/cut", method="DELETE").status == 200
+
+
+@pytest.mark.attack
+def test_uploads_of_one_function_at_the_same_time(worker: WorkerProcess) -> None:
+    """While it is called: whoever comes last is served, whole, and nothing of the others stays."""
+    code = "import other\ndef f(event): return [{n}, other.N]"
+    archives_of = [tarred({"f.py": code.format(n=n), "other.py": f"N = {n}"}) for n in range(8)]
+    assert worker.request("/registry/twice", archives_of[0]).status == 201
+    worker.until(lambda: worker.call("twice").status == 200)
+    seen: list[Any] = []
+    with ThreadPoolExecutor(9) as pool:
+        uploads = [pool.submit(worker.request, "/registry/twice", each) for each in archives_of]
+        while not all(each.done() for each in uploads):
+            reply = worker.call("twice")
+            assert reply.status == 200, reply.body
+            seen.append(reply.json)
+    assert {each.result().status for each in uploads} == {201}
+    assert all(first == second for first, second in seen)
+    first, second = worker.call("twice").json
+    assert first == second
+    assert len(os.listdir(worker.state / "store" / "code")) == 1 and not os.listdir(worker.state / "store" / "uploads")
+    assert worker.request("/registry/twice", method="DELETE").status == 200
 
 
 @pytest.mark.system

@@ -59,6 +59,7 @@ class WorkerProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.pids: list[int] = []  # of all that were started
         self.environment: dict[str, str] = {}  # beside our own
+        self.prefix: list[str] = []  # of the command: a program that sets something up and becomes the worker
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -72,7 +73,7 @@ class WorkerProcess:
         """Start, and wait until it is ready."""
         with open(self._stderr, "ab") as log:
             self.process = subprocess.Popen(
-                self.command(),
+                [*self.prefix, *self.command()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

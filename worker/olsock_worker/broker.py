@@ -163,6 +163,8 @@ class Broker:
             message = broker_protocol.receive_request(self._sock)
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            message = None  # it ended without having read all that it was told
         except (OSError, msgspec.MsgspecError) as error:
             # A front that does not keep to the protocol is broken or not ours any more: there is nothing to save in it.
             self._log("error", "bad_request", error=str(error))

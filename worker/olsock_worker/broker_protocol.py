@@ -289,15 +289,21 @@ def receive_request(sock: socket.socket) -> ToBroker | None:
 
 
 def receive_reply(sock: socket.socket) -> tuple[ToFront | None, list[int]]:
-    """Receive on the front's side; the descriptors belong to the caller. (None, []) at the end."""
+    """Receive on the front's side; the descriptors belong to the caller. (None, []) at the end.
+
+    A message whose descriptors this process has no room for comes without any.
+    """
     data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    if flags & socket.MSG_TRUNC:
         close_all(fds.tolist())
-        raise msgspec.ValidationError("message or descriptors truncated")
+        raise msgspec.ValidationError("message truncated")
+    if flags & socket.MSG_CTRUNC:
+        close_all(fds.tolist())
+        return _decode_to_front(data), []
     return (_decode_to_front(data) if data else None), fds.tolist()
 
 

@@ -20,7 +20,7 @@ import msgspec
 from olsock_worker import configurations
 from olsock_worker.layering import Layering, merged
 from olsock_worker.ol_yaml import FunctionError
-from olsock_worker.registry import Deployment
+from olsock_worker.registry import WANTS, Deployment
 from olsock_worker.store.records import LATEST, Absent, Alias, EventInvoke, FunctionUrl, Provision, Version
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from olsock_worker.store.interface import FunctionStore
 
 _PAGE = 500
+_AGAIN = 5.0  # seconds after which what there was no room for is tried again
 _WAIT = 60.0  # seconds that a call waits for a version that nobody has called before
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -75,6 +76,7 @@ class Catalog:
         self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
         self.on_change: Callable[[str], None] = lambda _name: None  # what is known of a function has changed
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # -- the store ----------------------------------------------------------------------------------------------------
 
@@ -168,9 +170,27 @@ class Catalog:
         """Go over to a version that was stored."""
         self._versions.setdefault(version.function, set()).add(version.number)
         async with self.turn:
-            deployment = await asyncio.get_running_loop().run_in_executor(None, self._prepare, version)
+            try:
+                deployment = await asyncio.get_running_loop().run_in_executor(None, self._prepare, version)
+            except OSError as error:
+                if error.errno not in WANTS:
+                    raise
+                self._fail(key_of(version.function, version.number), str(error))
+                asyncio.get_running_loop().call_later(_AGAIN, self._serve_again, version.function, version.number)
+                return
             if version.number in self._versions.get(version.function, ()):
                 self._deploy(deployment)
+
+    def _serve_again(self, name: str, number: str) -> None:
+        """Serve a version that is stored, and for which there was no room."""
+
+        async def serve() -> None:
+            with contextlib.suppress(Absent):  # deleted meanwhile
+                await self.serve(await self.ask(self._store.version, name, number))
+
+        task = asyncio.create_task(serve())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _prepare(self, version: Version) -> Deployment:
         config = configurations.effective(version, self._settings.function)

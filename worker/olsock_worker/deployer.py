@@ -117,10 +117,12 @@ class Deployer:
         answer: asyncio.Future[tuple[Installed, int]] = loop.create_future()
 
         def on_reply(reply: Reply, fds: list[int]) -> None:
-            if isinstance(reply, Installed):
+            if isinstance(reply, Installed) and fds:
                 answer.set_result((reply, fds[0]))
                 return
             broker_protocol.close_all(fds)
+            if isinstance(reply, Installed):  # there was no room for its lock here
+                self.release(msgspec.structs.replace(deployment, installation=reply.installation))
             answer.set_exception(InstallError(reply.message if isinstance(reply, Failed) else "no answer"))
 
         message = Install(id=self._broker.number(), path=deployment.path, runtime=deployment.config.runtime)

@@ -51,6 +51,11 @@ class Edge:
             self._beat()
         return len(self._connections) <= self.http.connections
 
+    @property
+    def flooded(self) -> bool:
+        """Say whether so many are being told to go that one more had better not be told."""
+        return len(self._connections) > self.http.connections * 4 // 3
+
     def replace(self, connection: Connection, by: WebSocket) -> None:
         """Count a connection as the WebSocket that it has become."""
         self._connections.discard(connection)

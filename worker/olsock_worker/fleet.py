@@ -123,7 +123,7 @@ class Fleet:
 
     def _started(self, starting: _Starting, reply: Reply, fds: list[int]) -> None:
         late = starting not in self._starting
-        if isinstance(reply, Started) and not late:
+        if isinstance(reply, Started) and not late and fds:
             self._starting.discard(starting)
             instance = Instance(
                 reply.instance,
@@ -143,8 +143,8 @@ class Fleet:
         broker_protocol.close_all(fds)
         if isinstance(reply, Started):
             self._stop(reply.instance)
-        elif not late:
-            self._give_up(starting, "start_failed", getattr(reply, "message", ""))
+        if not late:
+            self._give_up(starting, "start_failed", getattr(reply, "message", "too many open files"))
 
     def _give_up(self, starting: _Starting, kind: str, message: str) -> None:
         self._starting.discard(starting)

@@ -6,6 +6,7 @@ Started by the broker with one socket; never holds privilege while it reads a by
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -38,9 +39,9 @@ from olsock_worker.logs import FunctionLog, WorkerLog, prune
 from olsock_worker.measures import Measures
 from olsock_worker.nodes import Nodes
 from olsock_worker.provisioning import Provisioning
-from olsock_worker.registry import Changes, Deployment, Registry
+from olsock_worker.registry import WANTS, Changes, Deployment, Registry
 from olsock_worker.routes import Routes
-from olsock_worker.settings import Settings
+from olsock_worker.settings import Settings, fitting
 from olsock_worker.store.code import CodeStore
 from olsock_worker.store.records import StoreError
 from olsock_worker.store.sqlite import SqliteStore
@@ -127,9 +128,10 @@ class Front:
             loop.add_signal_handler(number, self._on_drain)
         await self._catalog.load()
         await self._look()
+        backlog = min(_BACKLOG, self._settings.http.connections)
         for edge, listener in ((self._edge, self._listener), (self._control_edge, self._control)):
             if listener is not None:
-                self._servers.append(await loop.create_server(edge.protocol, sock=listener, backlog=_BACKLOG))
+                self._servers.append(await loop.create_server(edge.protocol, sock=listener, backlog=backlog))
         self._servers.append(await loop.create_unix_server(self._local_edge.protocol, sock=self._local))
         self._events.start()
         # What has been made so far lives as long as the process: no collection need look at it again.
@@ -366,8 +368,11 @@ def main() -> int:
     hello, fds = broker_protocol.receive_reply(sock)
     if not isinstance(hello, Hello):
         return _LOST_BROKER
-    privileges.raise_open_files()
+    settings = fitting(hello.settings, privileges.raise_open_files())
     privileges.drop(hello.uid, hello.gid)
+    if settings != hello.settings:
+        told = {"connections": settings.http.connections, "instances": settings.instances}
+        WorkerLog("front")("warning", "few_open_files", hint="raise the limit of open files (LimitNOFILE)", **told)
     listener, local = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
     listener.setblocking(False)
     local.setblocking(False)
@@ -377,12 +382,14 @@ def main() -> int:
         control.setblocking(False)
 
     async def serve() -> None:
-        await Front(hello.settings, sock, listener, local, code_fd, logs_fd, locks_fd, store_fd, control).run()
+        await Front(settings, sock, listener, local, code_fd, logs_fd, locks_fd, store_fd, control).run()
 
     try:
         uvloop.run(serve())
-    except (StoreError, PermissionError) as error:
-        hint = f"all of STATE/store has to belong to uid {os.getuid()}"
+    except (StoreError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (*WANTS, errno.EACCES, errno.EPERM):
+            raise
+        hint = f"all of STATE/store has to belong to uid {os.getuid()}, on a disk with room"
         WorkerLog("front")("error", "store", error=str(error), hint=hint)
         os._exit(_BAD_STORE)
     sys.stdout.flush()

@@ -8,6 +8,7 @@ are answered one after the other. End of file from the client counts as its goin
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -24,12 +25,28 @@ if TYPE_CHECKING:
     from olsock_worker.websocket import WebSocket
 
 _EARLY = 65_536  # bytes
+_CHUNKED = 9  # bytes that one byte of a body may take: even in a chunk by itself it is six
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
 _HERE = ("127.0.0.1", 0)
 _BAD = (400, "bad_request")
 
 
 _NAMES: dict[bytes, str] = {}
+
+
+# RFC 9110, 7.2 with RFC 3986, 3.2.2: a name or an address, perhaps a port, and nobody's user name.
+_HOST = re.compile(r"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?", re.ASCII)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([/?].*|)", re.IGNORECASE)
+_HOSTS: set[str] = set()  # well-formed ones
+
+
+def _host_ok(host: str) -> bool:
+    """Say whether a host is well-formed. It is remembered while there is room."""
+    if not _HOST.fullmatch(host):
+        return False
+    if len(_HOSTS) < 256 and len(host) < 64:
+        _HOSTS.add(host)
+    return True
 
 
 def _header_name(name: bytes) -> str:
@@ -44,7 +61,8 @@ class Connection(Replies):
     """One client connection."""
 
     __slots__ = (
-        "_body", "_early", "_head_bytes", "_headers", "_parser", "_raw", "_repeats", "_size", "_target", "_upgrade",
+        "_body", "_early", "_head_bytes", "_headers", "_number", "_parser", "_raw", "_repeats", "_size", "_target",
+        "_upgrade",
     )  # fmt: skip
 
     def __init__(self, edge: Edge) -> None:
@@ -52,6 +70,7 @@ class Connection(Replies):
         self._parser = httptools.HttpRequestParser(self)
         self._upgrade = False  # the latest request wishes for another protocol
         self._early: bytearray | None = None  # what came after the handshake of a WebSocket
+        self._number = 0  # of the request that is being parsed
         self._begin()
 
     def _begin(self) -> None:
@@ -68,7 +87,12 @@ class Connection(Replies):
         self._transport = cast(asyncio.Transport, transport)
         self.deadline = self.edge.now() + self.edge.http.header_timeout
         if not self.edge.add(self):
-            self._refuse(503, "overloaded", "too many connections")
+            if self.edge.flooded:
+                self.edge.refused(503)
+                self._refused = True
+                self._transport.abort()
+            else:
+                self._refuse(503, "overloaded", "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what waits for this client."""
@@ -89,7 +113,7 @@ class Connection(Replies):
             if self._early is not None:
                 self._keep(data)
             return
-        before = self._state
+        before, number = self._state, self._number
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -102,10 +126,11 @@ class Connection(Replies):
         except httptools.HttpParserError as error:
             self._refuse(*_BAD, f"malformed HTTP: {error}")
             return
-        if before == HEAD and self._state == HEAD:  # a header without end never reaches on_header
+        if before != IDLE and before == self._state and number == self._number:
+            # A header, a trailer or an extension of a chunk that has no end is never heard of, and the parser keeps it.
             self._raw += len(data)
-            if self._raw > self.edge.http.header_bytes:
-                self._refuse(431, "headers_too_large", "request line and headers too large")
+            if self._raw > self.edge.http.header_bytes + _CHUNKED * self._size:
+                self._refuse(431, "headers_too_large", "request line and headers, or what is around a body, too large")
 
     # -- httptools ----------------------------------------------------------------------------------------------------
 
@@ -113,6 +138,7 @@ class Connection(Replies):
         if self._refused or self._last:
             return
         self._state = HEAD
+        self._number += 1
         if self._active is None and not self._writing:
             self.deadline = self.edge.now() + self.edge.http.header_timeout
 
@@ -129,6 +155,7 @@ class Connection(Replies):
         headers = self._headers
         key = _NAMES.get(name) or _header_name(name)
         self._head_bytes += len(name) + len(value)
+        value = value.rstrip(b" \t")  # what is before a value the parser has left out
         if self._state == BODY:
             pass  # a trailer: counted, never merged into the headers
         elif key in headers:
@@ -151,11 +178,18 @@ class Connection(Replies):
         if version != "1.1" and version != "1.0":
             self._refuse(505, "http_version", "this server speaks HTTP/1.1")
             return
-        if version == "1.1" and "host" not in headers:
+        host = headers.get("host")
+        if host is None and version == "1.1":
             self._refuse(*_BAD, "header host missing")
             return
+        if host is not None and host not in _HOSTS and not _host_ok(host):
+            self._refuse(*_BAD, "header host malformed")
+            return
+        if b"#" in self._target or (self._target[:1] != b"/" and not self._authority()):
+            self._refuse(*_BAD, "request target malformed")
+            return
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
-        if coding is not None and (version == "1.0" or coding.strip(" \t").lower() != "chunked"):
+        if coding is not None and (version == "1.0" or coding.lower() != "chunked"):
             # Anything but plain chunked, or chunked from a peer too old to know it, is where two parsers disagree.
             self._refuse(*_BAD, "transfer-encoding not understood")
             return
@@ -168,13 +202,24 @@ class Connection(Replies):
                 # llhttp would take the body for the other protocol's bytes. Without one the wish can just be ignored.
                 self._refuse(*_BAD, "this server does not change protocols")
                 return
-        self._head_bytes = 0
+        self._head_bytes = self._raw = 0
         if coding is not None or (length is not None and length != "0"):
             self._state = BODY
             if self._active is None and not self._writing:
                 self.deadline = self.edge.now() + self.edge.http.body_timeout
             if "expect" in headers and not self._expect(headers["expect"], version):
                 return
+
+    def _authority(self) -> bool:
+        """Take the host of a target in absolute form for that of the request, as RFC 9112, 3.2.2 has it; False if malformed."""
+        if self._target == b"*" or self._parser.get_method() == b"CONNECT":
+            return True
+        match = _ABSOLUTE.fullmatch(self._target)
+        if match is None or not _host_ok(match[1].decode("ascii")):
+            return False
+        self._headers["host"] = match[1].decode("ascii")
+        self._target = (match[2] if match[2][:1] == b"/" else b"/" + match[2]) or b"/"
+        return True
 
     def _expect(self, value: str, version: str) -> bool:
         if value.lower() != "100-continue":

@@ -32,10 +32,11 @@ def account(user: str) -> tuple[int, int]:
     return uid, gid
 
 
-def raise_open_files() -> None:
-    """Allow as many open files as the hard limit does: an instance is seven of them."""
+def raise_open_files() -> int:
+    """Allow as many open files as the hard limit does, and return how many: an instance is seven of them."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def drop(uid: int, gid: int) -> None:

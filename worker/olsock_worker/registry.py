@@ -8,6 +8,7 @@ directory descriptors: the store lies in a directory that the front cannot even 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ from olsock_worker import ol_yaml, unpack
 from olsock_worker.configurations import of_directory
 from olsock_worker.ol_yaml import FunctionConfig, FunctionError
 from olsock_worker.settings import Settings
+
+WANTS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""What the host lacks for now, and no fault of a function: worth another attempt."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ARCHIVE = ".tar.gz"
@@ -88,6 +92,8 @@ class Registry:
                 continue  # gone, or half written, while we looked
             except (FunctionError, OSError) as error:
                 failed[name] = str(error)
+                if isinstance(error, OSError) and error.errno in WANTS:
+                    continue
             self._seen[name] = seen  # a bad one is not copied again until it changes
         removed = [name for name in self._seen if name not in found]
         for name in removed:

@@ -47,6 +47,7 @@ _ALWAYS = (
     "saved_ms",
 )  # of a zygote, also if there is nothing to tell
 _READ = ("GET", "HEAD")
+_FIELDS = 4  # of a query
 _KNOWN = frozenset(METHODS)
 
 
@@ -74,8 +75,6 @@ class Routes:
         """Answer a request that came in by a door, or give it to who will. Never raises."""
         try:
             path, _, query = call.target.partition(b"?")
-            if b"://" in path[:10]:
-                path = b"/" + path.partition(b"://")[2].partition(b"/")[2]  # absolute form: RFC 9112, 3.2.2
             if not door.admits(call, path):
                 self.refuse(call, 404, "not_found", "this is not served at this address, but at the other")
             elif HOST in call.headers.get("host", ""):
@@ -123,7 +122,11 @@ class Routes:
 
     def _status_page(self, call: Call, query: bytes) -> None:
         """Show everything, or with `?function=NAME` one function with what it requires and its lock."""
-        names = parse_qs(query.decode("ascii", "replace"), max_num_fields=4).get("function", [])
+        try:
+            names = parse_qs(query.decode("ascii", "replace"), max_num_fields=_FIELDS).get("function", [])
+        except ValueError:
+            self.refuse(call, 400, "bad_request", f"a query of more than {_FIELDS} fields")
+            return
         if not names or call.method not in _READ:
             self._page(call, self._status, 503 if self.edge.draining else 200)
         elif names[0] not in self._names():

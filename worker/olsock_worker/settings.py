@@ -17,6 +17,8 @@ Checked = TypeVar("Checked", bound=msgspec.Struct)
 Size = int | str  # "128M" or bytes; turned into bytes by `parse_size`
 
 FRONT_USER = "olsock"
+_OWN_FILES = 64  # of the front, beside those of connections and instances
+_INSTANCE_FILES = 9  # eight, and a log
 STATE = "/var/lib/olsock/worker"
 
 
@@ -37,6 +39,7 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     body_timeout: Seconds = 60.0
     write_timeout: Seconds = 60.0
     idle_timeout: Seconds = 75.0
+    peer_timeout: Seconds = 60.0  # without a sign of life from the client's host
     connections: Count = 1024
     pipeline: Count = 64
     trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")  # whose X-Forwarded-* are believed: addresses or networks
@@ -157,6 +160,15 @@ def load(path: str | None, overrides: dict[str, object]) -> Settings:
         return _with_bytes(settings)
     except (msgspec.ValidationError, ValueError) as error:
         raise SettingsError(f"{path or 'options'}: {error}") from None
+
+
+def fitting(settings: Settings, files: int) -> Settings:
+    """Return settings that ask for no more connections and instances than there may be open files in the front."""
+    free = max(files - _OWN_FILES, 0)
+    connections = min(settings.http.connections, max(free // 2 * 3 // 4, 1))  # a quarter for those that are refused
+    instances = min(settings.instances, max((free - connections * 4 // 3) // _INSTANCE_FILES, 1))
+    http = msgspec.structs.replace(settings.http, connections=connections)
+    return msgspec.structs.replace(settings, http=http, instances=instances)
 
 
 def _with_bytes(settings: Settings) -> Settings:

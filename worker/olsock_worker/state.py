@@ -93,7 +93,7 @@ class StateDirectory:
                 os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = -1
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # none, or a disk that cannot be written to any more
                 os.unlink(self.path / SOCKET)
             shutil.rmtree(self.path / "code", ignore_errors=True)
 

@@ -22,10 +22,11 @@ from olsock_worker.broker_protocol import Hello
 from olsock_worker.installs import Installs
 from olsock_worker.logs import WorkerLog
 from olsock_worker.planner import Planner
-from olsock_worker.settings import Settings, SettingsError
+from olsock_worker.settings import Http, Settings, SettingsError
 from olsock_worker.state import Running, StateDirectory
 
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_LONGEST_KEEPALIVE = 32_767  # seconds that the kernel takes
 
 
 def up(settings: Settings) -> int:
@@ -39,7 +40,10 @@ def up(settings: Settings) -> int:
     uid, gid = privileges.account(settings.user)
     log = WorkerLog("broker")
     state = StateDirectory(settings.state)
-    state.acquire()
+    try:
+        state.acquire()
+    except OSError as error:
+        raise SettingsError(f"state={settings.state!r}: {error.strerror}") from None
     try:
         removed = leftovers.clean()
         if removed:
@@ -47,10 +51,12 @@ def up(settings: Settings) -> int:
         prctl.set_name("olsock-broker")
         privileges.raise_open_files()
         with contextlib.ExitStack() as stack:
-            listeners = [stack.enter_context(_listen(settings.host, settings.port, "host, port"))]
+            listeners = [stack.enter_context(_listen(settings.host, settings.port, settings.http, "host, port"))]
             if settings.control_listen:
                 host, _, port = settings.control_listen.rpartition(":")
-                listeners.append(stack.enter_context(_listen(host.strip("[]"), int(port), "control_listen")))
+                listeners.append(
+                    stack.enter_context(_listen(host.strip("[]"), int(port), settings.http, "control_listen"))
+                )
             return _serve(settings, state, listeners, (uid, gid), log, begun)
     finally:
         state.release()
@@ -69,7 +75,7 @@ def _check_paths(settings: Settings) -> None:
             raise SettingsError(f"pythons: {error}") from None
 
 
-def _listen(host: str, port: int, field: str) -> socket.socket:
+def _listen(host: str, port: int, http: Http, field: str) -> socket.socket:
     """Bind while still root, so that a port below 1024 will do, and so that a taken one is known at once."""
     try:
         if port > 65_535:
@@ -79,11 +85,29 @@ def _listen(host: str, port: int, field: str) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _ask_for_life(listener, http)
         listener.bind(address)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise SettingsError(f"{field}: {host!r}, {port}: {why}") from None
     return listener
+
+
+def _ask_for_life(listener: socket.socket, http: Http) -> None:
+    """Have the kernel give up connections whose other end has vanished without a word; accepted ones inherit this.
+
+    Half of the time without a packet is waited for, and in the other half four probes are sent. What is sent and not
+    acknowledged has as long, but no less than a client has for reading: the kernel counts a full window as well.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in (
+        (socket.TCP_KEEPIDLE, http.peer_timeout / 2),
+        (socket.TCP_KEEPINTVL, http.peer_timeout / 8),
+    ):
+        listener.setsockopt(socket.IPPROTO_TCP, option, min(max(1, round(seconds)), _LONGEST_KEEPALIVE))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+    unread = max(http.peer_timeout, http.write_timeout)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unread * 1000))
 
 
 def _serve(
@@ -96,7 +120,10 @@ def _serve(
 ) -> int:
     host, port = listeners[0].getsockname()[:2]
     control = listeners[-1].getsockname()[:2]
-    code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
+    try:
+        code_fd, logs_fd, locks_fd, store_fd = state.directories(*ids)
+    except OSError as error:
+        raise SettingsError(f"state={settings.state!r}: {error.strerror}") from None
     try:
         local = state.listen()
     except OSError as error:
