@@ -47,14 +47,14 @@ class Context:
     identity = Identity()
     tenant_id = None
 
-    def __init__(self, config: dict[str, Any], request: int, meta: dict[str, Any]) -> None:
+    def __init__(self, request: int, meta: dict[str, Any]) -> None:
         self._deadline_ms: float | None = meta.get("deadline_ms")
         self._client: Any = meta.get("client_context")
-        memory = config.get("memory_mb")
-        self.function_name: str = config.get("name", "")
-        self.function_version: str = config.get("version", "")
+        told = os.environ.get  # of the function, as AWS's own runtime does it
+        self.function_name: str = told("AWS_LAMBDA_FUNCTION_NAME", "")
+        self.function_version: str = told("AWS_LAMBDA_FUNCTION_VERSION", "")
         self.invoked_function_arn: str = meta.get("arn", "")
-        self.memory_limit_in_mb: str | None = None if memory is None else str(memory)
+        self.memory_limit_in_mb: str | None = told("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
         self.aws_request_id: str = meta.get("id") or str(request)
         self.method: str = meta.get("method", "")
         self.path: str = meta.get("path", "")

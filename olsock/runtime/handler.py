@@ -476,7 +476,7 @@ class Server:
             event = _decode(payload[start:].decode()) if len(payload) > start else {}
             kind = "handler"
             if self.context:
-                context = self.context(self.config, request, json.loads(payload[wire.META.size : start]))
+                context = self.context(request, json.loads(payload[wire.META.size : start]))
                 result = self.function(event, context)  # type: ignore[misc]
             else:
                 result = self.function(event)  # type: ignore[misc]

@@ -43,7 +43,7 @@ class _Stream:
             self._kind = "handler"
             called: Any = server.function
             if server.context:
-                found = called(event, server.context(server.config, self._request, handler._scan(meta.decode(), 0)[0]))
+                found = called(event, server.context(self._request, handler._scan(meta.decode(), 0)[0]))
             else:
                 found = called(event)
             if type(found) is handler._Coroutine:

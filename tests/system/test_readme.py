@@ -123,13 +123,19 @@ def test_console_shows_refusals_that_are_ours(place: Path) -> None:
     assert os.access("/usr", os.W_OK)
 
 
-def test_worker_in_five_lines(place: Path) -> None:
+def _with_workers() -> list[tuple[Block, Block | None]]:
+    return [(block, output) for block, output in readme() if "olsock-worker up" in block.text]
+
+
+def test_the_worker_in_five_lines_has_five() -> None:
+    assert len(_with_workers()[0][0].text.splitlines()) == 5
+
+
+@pytest.mark.parametrize(("block", "output"), _with_workers(), ids=lambda each: f"line-{each.line}")
+def test_worker(place: Path, block: Block, output: Block | None) -> None:
     """As it stands, on another port, as 5000 may be taken."""
     require(shutil.which("curl"), "needs curl")
-    ((block, output),) = [(block, output) for block, output in readme() if "olsock-worker up" in block.text]
     assert output is not None
-    lines = [line for line in block.text.splitlines() if line]
-    assert len(lines) == 5
     prepare(place)
     text = block.text.replace("5000", str(_free_port()))
     try:

@@ -227,10 +227,12 @@ def test_the_context_is_awss(python: str, tmp_path: Path) -> None:
                         client and [client.custom, client.env, client.client.installation_id, client.client.app_title],
                         context.get_remaining_time_in_millis(), os.environ.get("_X_AMZN_TRACE_ID"), context.tenant_id]
             """,
-            name="hello",
-            version="7",
-            memory_mb=128,
-            env={"AWS_LAMBDA_LOG_STREAM_NAME": "stream-1"},
+            env={
+                "AWS_LAMBDA_FUNCTION_NAME": "hello",
+                "AWS_LAMBDA_FUNCTION_VERSION": "7",
+                "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
+                "AWS_LAMBDA_LOG_STREAM_NAME": "stream-1",
+            },
         )
         sent = {"client": {"installation_id": "i", "other": 1}, "custom": {"a": 1}, "env": {"b": "2"}}
         meta = {"id": "r-1", "arn": "arn:aws:lambda:x:1:function:hello:7", "client_context": sent, "trace": "Root=1"}

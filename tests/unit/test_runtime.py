@@ -285,7 +285,7 @@ def test_context(box: Box) -> None:
             return [context.aws_request_id, context.function_name, context.method, context.path, context.query,
                     context.headers, context.get_remaining_time_in_millis()]
         """,
-        name="echo",
+        env={"AWS_LAMBDA_FUNCTION_NAME": "echo"},
     )
     meta = {"method": "PUT", "path": "/a", "query": "b=1", "headers": {"x": "y"}}
     *fields, left = box.invoke({}, id="r", deadline_ms=int(time.time() * 1000) + 60_000, **meta)

@@ -162,8 +162,8 @@ def test_events_of_a_directory_that_is_gone_are_dead(fresh: Make) -> None:
     worker.kill()
     (worker.registry / "slow").rename(worker.registry / ".slow")
     worker.start()
-    worker.until(lambda: events(worker)["dead_letters"]["by_reason"] == {"ResourceNotFound": 2})
-    assert events(worker)["waiting"] == 0
+    worker.until(lambda: events(worker)["waiting"] == 0)
+    assert events(worker)["dead_letters"]["by_reason"] == {"ResourceNotFound": 2}
 
 
 def test_metrics_tell_the_same_and_labels_are_bounded(fresh: Make) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from olsock_worker import ol_yaml
 from olsock_worker.ol_yaml import FunctionConfig, handler_of
 from olsock_worker.settings import FunctionDefaults
-from olsock_worker.store.records import Configuration, Version
+from olsock_worker.store.records import LATEST, Configuration, Version
 
 REGION, ACCOUNT = "us-east-1", "000000000000"
 
@@ -22,10 +22,7 @@ def effective(version: Version, defaults: FunctionDefaults) -> FunctionConfig:
     given = version.configuration
     config = merged(given, version.code.ol_yaml, defaults)
     told = {
-        "AWS_LAMBDA_FUNCTION_NAME": version.function,
-        "AWS_LAMBDA_FUNCTION_VERSION": version.number,
-        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(config.memory >> 20),
-        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{version.function}",
+        **_identity(version.function, version.number, config),
         "AWS_LAMBDA_LOG_STREAM_NAME": f"{version.modified[:10].replace('-', '/')}/[{version.number}]{version.revision}",
         "AWS_EXECUTION_ENV": f"AWS_Lambda_{given.runtime or 'python'}",
         "AWS_REGION": REGION,
@@ -38,6 +35,21 @@ def effective(version: Version, defaults: FunctionDefaults) -> FunctionConfig:
         told["PATH"] = "/usr/local/bin:/usr/bin:/bin:/opt/bin"
         told["LD_LIBRARY_PATH"] = "/opt/lib"
     return msgspec.structs.replace(config, environment={**told, **config.environment})
+
+
+def of_directory(name: str, config: FunctionConfig) -> FunctionConfig:
+    """Return how a function of the registry directory runs, which is told its name as AWS's functions are."""
+    told = _identity(name, LATEST, config)
+    return msgspec.structs.replace(config, environment={**told, **config.environment})
+
+
+def _identity(name: str, number: str, config: FunctionConfig) -> dict[str, str]:
+    return {
+        "AWS_LAMBDA_FUNCTION_NAME": name,
+        "AWS_LAMBDA_FUNCTION_VERSION": number,
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(config.memory >> 20),
+        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{name}",
+    }
 
 
 def merged(given: Configuration, yaml: str, defaults: FunctionDefaults) -> FunctionConfig:

@@ -20,6 +20,7 @@ import msgspec
 import olsock
 from olsock.packages import requirements
 from olsock_worker import ol_yaml, unpack
+from olsock_worker.configurations import of_directory
 from olsock_worker.ol_yaml import FunctionConfig, FunctionError
 from olsock_worker.settings import Settings
 
@@ -146,7 +147,7 @@ class Registry:
                 required = required_by(lambda name, size: _read(target, name, size), file)
             finally:
                 os.close(target)
-            deployment = Deployment(name, version, config, required)
+            deployment = Deployment(name, version, of_directory(name, config), required)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=self._store)
             # ENOTEMPTY: the same contents are there already, from before they were changed and changed back.
