@@ -250,3 +250,35 @@ def test_another_address_is_closed_without_credentials(fresh: Callable[..., Work
     reply = process.request(PATH, method="GET")
     assert reply.status == 403 and "credentials" in reply.json["Message"]
     assert process.call("echo", 1).json == 1
+
+
+# -- from inside --------------------------------------------------------------------------------------------------
+
+REACHES = """
+import os, socket
+
+def f(event):
+    said = {}
+    for family, address in ((socket.AF_INET, tuple(event["tcp"])), (socket.AF_UNIX, event["local"])):
+        with socket.socket(family) as sock:
+            sock.settimeout(3)
+            try:
+                sock.connect(address)
+                said[family.name] = "connected"
+            except OSError as error:
+                said[family.name] = type(error).__name__
+    mine = socket.create_server(("127.0.0.1", 0))
+    socket.create_connection(mine.getsockname()).close()
+    return said
+"""
+
+
+@pytest.mark.parametrize("zygote", ["off", "wait"])
+def test_a_function_reaches_neither_address(fresh: Callable[..., WorkerProcess], zygote: str) -> None:
+    """Its loopback is its own, where it may connect, and the local socket is not in what it sees of the host."""
+    worker = fresh({"reaches": (REACHES, f"zygote: {zygote}\\n")})
+    event = {"tcp": ["127.0.0.1", worker.port], "local": str(worker.state / "api.sock")}
+    said = worker.call("reaches", event).json
+    assert said == {"AF_INET": "ConnectionRefusedError", "AF_UNIX": "FileNotFoundError"}
+    with socket.create_connection(tuple(event["tcp"]), timeout=5), socket.socket(socket.AF_UNIX) as local:
+        local.connect(str(event["local"]))  # the control: from outside both take connections

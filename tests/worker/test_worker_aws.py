@@ -272,6 +272,19 @@ def test_functions_of_the_directory_are_invoked_too(worker: WorkerProcess, aws: 
     refused("ResourceNotFoundException", aws.get_function, FunctionName="echo")
 
 
+def test_a_payload_that_is_too_large(aws: Any) -> None:
+    create(aws, "small")
+    refused(
+        "RequestTooLargeException",
+        aws.invoke,
+        "over 6291456 bytes",
+        FunctionName="small",
+        Payload=b'"' + b"x" * (6 << 20),
+    )
+    assert invoke(aws, "small", {"a": 1})["result"]["event"] == {"a": 1}
+    aws.delete_function(FunctionName="small")
+
+
 def test_the_emulators_path(worker: WorkerProcess, aws: Any) -> None:
     path = "/2015-03-31/functions/function/invocations"
     assert worker.request(path, b"{}").status == 404, "there are two functions, and none is called `function`"

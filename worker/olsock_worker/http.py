@@ -28,6 +28,7 @@ _EARLY = 65_536  # bytes
 _CHUNKED = 9  # bytes that one byte of a body may take: even in a chunk by itself it is six
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
 _HERE = ("127.0.0.1", 0)
+_API = re.compile(rb"/20\d\d-\d\d-\d\d/")  # how paths of AWS's begin
 _BAD = (400, "bad_request")
 
 
@@ -300,4 +301,6 @@ class Connection(Replies):
             self._pause()
 
     def _too_large(self) -> None:
-        self._refuse(413, "body_too_large", f"request body over {self.edge.largest_body(self._target)} bytes")
+        message = f"request body over {self.edge.largest_body(self._target)} bytes"
+        api = "RequestTooLargeException" if _API.match(self._target) else ""
+        self._refuse(413, "body_too_large", message, api)

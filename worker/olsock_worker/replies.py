@@ -160,15 +160,19 @@ class Replies(asyncio.Protocol):
         if self._queue or self._paused or self._continue:
             self._pump()
 
-    def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Answer in its turn with an error, read no more requests, close."""
+    def _refuse(self, status: int, kind: str, message: str, api: str = "") -> None:
+        """Answer in its turn with an error, read no more requests, close. `api`: what AWS calls it, for its clients."""
         if self._refused:
             return
         self._refused = True
         call = Call(self, "", b"", {}, b"", False)
-        body = responses.error_body(Error(kind, message), call.id)
         self.edge.refused(status)
         extra = b"connection: close\r\n" + (b"retry-after: 1\r\n" if status == 503 else b"")
+        if api:
+            body = responses.api_error_body(message)
+            extra += responses.header_lines((("x-amzn-errortype", api), ("x-amzn-requestid", call.id)))
+        else:
+            body = responses.error_body(Error(kind, message), call.id)
         self._queue.append(responses.head(status, JSON, call.id, len(body), self.edge.date, extra) + body)
         self._pump()
 

@@ -46,6 +46,11 @@ def error_body(error: Error, request_id: str) -> bytes:
     return msgspec.json.encode(ErrorBody(error, request_id)) + b"\n"
 
 
+def api_error_body(message: str) -> bytes:
+    """Return the JSON of a client's error, for clients of AWS's API."""
+    return msgspec.json.encode({"Type": "User", "message": message})
+
+
 def content_type_ok(value: str) -> bool:
     """Say whether a content type that a sandbox gave may be written into a header."""
     return _CONTENT_TYPE.fullmatch(value) is not None
