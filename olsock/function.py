@@ -140,10 +140,11 @@ class Function(Owned):
         Of a function that generates, all items are returned: joined if they are bytes or text, else as a list.
         """
         meta, answer = self._call(b"" if event is None else json.dumps(event).encode(), timeout or TIMEOUT)
+        content_type = meta["content_type"] if meta.get("stream") else ""
         try:
-            return _decoded(meta["content_type"] if meta.get("stream") else "", answer)
+            return _decoded(content_type, answer)
         except (ValueError, RecursionError):
-            raise self._failure(ProtocolError("the reply is not what it says it is")) from None
+            raise self._failure(ProtocolError(f"the reply is not {content_type or 'JSON'}")) from None
 
     def exchange(self, body: bytes, timeout: float | None) -> bytes:
         """Do what `invoke` does with JSON as it is sent, and is sent back by a sandbox that need not be believed.

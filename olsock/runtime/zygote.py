@@ -103,6 +103,7 @@ def prepare(order: dict[str, Any]) -> tuple[dict[str, Any], handler.Server]:
     os.environ.update(order.get("env") or {})
     path = order.get("path") or []
     sys.path += [entry for entry in (*path, handler.LIBRARY) if entry not in sys.path]
+    handler.neighbour("context")  # so that no child need read it; before a package may have covered it
     gc.disable()  # nothing that an import makes is garbage for long; collections would only touch pages
     measure.start(path)
     try:
@@ -117,7 +118,6 @@ def prepare(order: dict[str, Any]) -> tuple[dict[str, Any], handler.Server]:
         # child. What they hold is worth nothing to a child, whose `reseed` comes before its first line of code.
         ssl.RAND_bytes(1)
     reseed.prepare(_fork.window)
-    handler.neighbour("context")  # so that no child need read it
     if "config" not in order:
         rehearse.in_zygote(handler, path, TASK)
     forget_directories()
