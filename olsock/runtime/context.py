@@ -53,7 +53,7 @@ class Context:
         told = os.environ.get  # of the function, as AWS's own runtime does it
         self.function_name: str = told("AWS_LAMBDA_FUNCTION_NAME", "")
         self.function_version: str = told("AWS_LAMBDA_FUNCTION_VERSION", "")
-        self.invoked_function_arn: str = meta.get("arn", "")
+        self.invoked_function_arn: str = meta.get("arn") or self._arn()
         self.memory_limit_in_mb: str | None = told("AWS_LAMBDA_FUNCTION_MEMORY_SIZE")
         self.aws_request_id: str = meta.get("id") or str(request)
         self.method: str = meta.get("method", "")
@@ -65,6 +65,10 @@ class Context:
         elif TRACE in os.environ:
             del os.environ[TRACE]  # of the request before
 
+    def _arn(self) -> str:
+        region = os.environ.get("AWS_REGION", "us-east-1")
+        return f"arn:aws:lambda:{region}:000000000000:function:{self.function_name}" if self.function_name else ""
+
     @property
     def log_group_name(self) -> str:
         """Where the worker says the logs are, or what AWS would call it."""
@@ -72,7 +76,7 @@ class Context:
 
     @property
     def log_stream_name(self) -> str:
-        """The instance's part of the logs; empty where it was not told."""
+        """What the version's part of the logs is called; empty where it was not told."""
         return os.environ.get("AWS_LAMBDA_LOG_STREAM_NAME", "")
 
     @property

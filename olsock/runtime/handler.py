@@ -108,11 +108,16 @@ def code_of(function: Any) -> tuple[Any, Any, bool]:
     return getattr(function, "__code__", None), function, True
 
 
-def wants_context(function: Any) -> bool:
-    """Tell whether `function` takes a second argument: a required one, or an optional one called context."""
+def wants_context(function: Any, always: bool = False) -> bool:
+    """Tell whether `function` takes a second argument: a required one, or an optional one called context.
+
+    `always`: whatever may take two gets two, as on AWS: `*args`, any second parameter, and what cannot be asked.
+    """
     code, function, bound = code_of(function)
     if code is None:
-        return False  # cannot be asked
+        return always
+    if always:
+        return code.co_argcount - bound >= 2 or bool(code.co_flags & 0x04)  # inspect.CO_VARARGS
     names = code.co_varnames[int(bound) : code.co_argcount]
     required = len(names) - len(function.__defaults__ or ())
     return required >= 2 or (len(names) >= 2 and names[1] == "context")
@@ -450,7 +455,7 @@ class Server:
             meta, _ = wire.split(payload)
             self.config, _ = _scan(meta.decode(), 0)  # the host's own words, without a blank around them
             self.function, contract, told = initialise(self.config)
-            if contract in ("event", "stream") and wants_context(self.function):
+            if contract in ("event", "stream") and wants_context(self.function, "LAMBDA_TASK_ROOT" in os.environ):
                 self.context = neighbour("context").Context
             if self.restored is not None:
                 self.restored()

@@ -278,6 +278,27 @@ def test_who_gets_a_context(source: str, told: bool) -> None:
     assert handler.wants_context(space["f"]) is told
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def f(event, retries=3): pass", True),
+        ("def f(event, *rest): pass", True),
+        ("def f(*args, **more): pass", True),
+        ("import functools\ndef g(a, event, context): pass\nf = functools.partial(g, 1)", True),
+        ("def f(event): pass", False),
+        ("def f(event, *, context=None): pass", False),
+        ("class C:\n  def m(self, event): pass\nf = C().m", False),
+        ("class C:\n  def m(self, event, context): pass\nf = C().m", True),
+    ],
+)
+def test_who_gets_a_context_on_aws(source: str, told: bool) -> None:
+    from olsock.runtime import handler
+
+    space: dict[str, Any] = {}
+    exec(source, space)
+    assert handler.wants_context(space["f"], True) is told
+
+
 def test_context(box: Box) -> None:
     box.start(
         """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_client import ROLE, active, client, create, invoke, zipped
+from aws_client import HANDLER, ROLE, active, client, create, invoke, zipped
 from botocore.exceptions import ClientError
 from worker_process import WorkerProcess
 
@@ -262,7 +262,46 @@ def test_a_client_context_is_understood(aws: Any) -> None:
     create(aws, "told")
     context = base64.b64encode(json.dumps({"custom": {"a": "b"}}).encode()).decode()
     assert invoke(aws, "told", {"a": 1}, ClientContext=context)["result"]["event"] == {"a": 1}
+    for wrong in (b'{"a": "\\ud800"}', b"[1]", b"{", b"\xff"):  # what no function could be told
+        encoded = base64.b64encode(wrong).decode()
+        refused("InvalidRequestContentException", aws.invoke, FunctionName="told", ClientContext=encoded)
+    assert invoke(aws, "told", {"a": 2})["result"]["event"] == {"a": 2}
     aws.delete_function(FunctionName="told")
+
+
+def test_a_context_tells_of_the_function(aws: Any) -> None:
+    code = (
+        "def handler(*arguments):\n    event, context = arguments\n"
+        "    return [context.function_name, context.function_version, context.invoked_function_arn,\n"
+        "            context.memory_limit_in_mb, context.log_group_name, context.get_remaining_time_in_millis()]\n"
+    )
+    create(aws, "tells", {"app.py": code}, MemorySize=192, Timeout=7, Publish=True)
+    *told, left = invoke(aws, "tells", {}, Qualifier="1")["result"]
+    assert told == ["tells", "1", f"{ARN}tells:1", "192", "/aws/lambda/tells"] and 0 < left <= 7000
+    aws.delete_function(FunctionName="tells")
+
+
+YAMLS = {
+    "memory: 8192\n": "memory",
+    "tmpfs-size: 1152921504606846976\n": "tmpfs-size",
+    "environment:\n" + "".join(f"  V{number}: a\n" for number in range(1001)): "environment",
+    'environment:\n  A: "' + "\\a" * 30_000 + '"\n': "environment",
+    'environment:\n  A: "\\ud800"\n': "environment",
+    "environment:\n  " + "A" * 256 + ": a\n": "environment",
+}
+
+
+@pytest.mark.parametrize("yaml", YAMLS, ids=list(range(len(YAMLS))))
+def test_what_the_broker_could_not_be_told_is_refused(worker: WorkerProcess, aws: Any, yaml: str) -> None:
+    """Nothing of it is kept, and nobody is ended by it."""
+    front = worker.front
+    files: dict[str, str | bytes] = {"app.py": HANDLER, "ol.yaml": yaml}
+    given = {"FunctionName": "extreme", "Runtime": "python3.11", "Handler": "app.handler", "Role": ROLE}
+    refused(
+        "InvalidParameterValueException", aws.create_function, YAMLS[yaml], Code={"ZipFile": zipped(files)}, **given
+    )
+    refused("ResourceNotFoundException", aws.get_function, FunctionName="extreme")
+    assert worker.front == front and worker.call("echo", 1).json == 1
 
 
 def test_functions_of_the_directory_are_invoked_too(worker: WorkerProcess, aws: Any) -> None:

@@ -7,7 +7,7 @@ import json
 import socket
 
 import pytest
-from aws_client import active, client, create
+from aws_client import ROLE, active, client, create, zipped
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from worker_process import Reply, WorkerProcess
@@ -75,6 +75,23 @@ def test_flask_over_the_control_api(worker: WorkerProcess) -> None:
     assert answer["statusCode"] == 200 and json.loads(answer["body"])["host"] == "by.event"
     active(aws, "shop")
     aws.delete_function(FunctionName="shop")
+
+
+def test_a_version_that_is_published_before_it_is_installed(worker: WorkerProcess) -> None:
+    """It waits as the newest does, and gets the packages that were installed for that, for good."""
+    aws = client(worker)
+    code = "import six\ndef handler(event, context): return six.__name__\n"
+    given = {"Runtime": "python3.11", "Handler": "app.handler", "Role": ROLE}
+    files: dict[str, str | bytes] = {"app.py": code, "requirements.txt": "six\n"}
+    made = aws.create_function(FunctionName="pinned", Code={"ZipFile": zipped(files)}, Publish=True, **given)
+    assert (made["Version"], made["State"]) == ("1", "Pending")
+    active(aws, "pinned")
+    kept = worker.until(lambda: [*(worker.state / "locks" / "pinned:1").glob("*")])
+    latest = [*(worker.state / "locks" / "pinned").glob("*")]
+    assert [each.name for each in kept] == [each.name for each in latest]
+    assert aws.get_function_configuration(FunctionName="pinned", Qualifier="1")["State"] == "Active"
+    assert json.loads(aws.invoke(FunctionName="pinned", Qualifier="1")["Payload"].read()) == "six"
+    aws.delete_function(FunctionName="pinned")
 
 
 @pytest.mark.parametrize("contract", ["wsgi", "asgi"])

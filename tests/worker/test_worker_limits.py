@@ -58,7 +58,7 @@ def test_large_requests_and_replies(fresh: Make) -> None:
     text = "x" * (5 << 20)
     assert worker.call("echo", text).json == text
     reply = worker.call("grow", 7 << 20)
-    assert (reply.status, reply.error) == (502, "bad_reply")
+    assert (reply.status, reply.error) == (502, "reply_too_large")
     assert worker.call("grow", 10).json == "x" * 10
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -115,6 +116,18 @@ def test_each_line_is_read_once_however_often_the_log_is_rotated(directory: int,
 
 
 @pytest.mark.unit
+def test_a_reader_that_has_enough_keeps_nothing_open(directory: int) -> None:
+    log, reader = FunctionLog(directory, "f", 300, 10), LogReader(directory, "f")
+    for number in range(50):
+        log.write("r", b"%d\n" % number, 1)
+    log.close()
+    before = len(os.listdir("/proc/self/fd"))
+    with contextlib.closing(reader.chunks()) as chunks:
+        assert next(chunks)
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_file_that_was_removed_unread_is_told(directory: int) -> None:
     log, reader = FunctionLog(directory, "f", 300, 2), LogReader(directory, "f")
     log.write("r-0", b"x\n")

@@ -59,7 +59,12 @@ def test_it_is_what_stats_tells(worker: WorkerProcess) -> None:
         )
     assert sum(each.value for each in found["olsock_instances"].samples) == sum(stats["instances"].values())
     assert value(found["olsock_draining"]) == 0
-    assert {"process_resident_memory_bytes", "olsock_zygotes", "olsock_queue_depth"} <= found.keys()
+    assert {
+        "process_resident_memory_bytes",
+        "olsock_zygotes",
+        "olsock_zygote_hits",
+        "olsock_queue_depth",
+    } <= found.keys()
 
 
 @pytest.mark.system

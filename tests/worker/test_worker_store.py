@@ -15,7 +15,18 @@ import pytest
 
 from olsock_worker.ol_yaml import FunctionError
 from olsock_worker.store.code import CodeStore
-from olsock_worker.store.records import LATEST, Absent, Alias, Code, Configuration, Conflict, Stale, StoreError, Version
+from olsock_worker.store.records import (
+    LATEST,
+    Absent,
+    Alias,
+    Code,
+    Configuration,
+    Conflict,
+    Different,
+    Stale,
+    StoreError,
+    Version,
+)
 from olsock_worker.store.sqlite import FILE, SqliteStore
 from olsock_worker.unpack import Copy, TooLarge
 
@@ -100,7 +111,7 @@ def test_each_refusal_changes_nothing(place: Place) -> None:
         (Conflict, lambda: store.create_alias(Alias("f", "live", "1", {}, "", "r"))),
         (Conflict, lambda: store.delete_version("f", "1")),
         (Stale, lambda: store.change("f", None, None, None, "other", True)),
-        (Stale, lambda: store.publish("f", None, "other", None)),
+        (Different, lambda: store.publish("f", None, "other", None)),
         (Stale, lambda: store.change_alias("f", "live", None, None, "d", "other")),
     ):
         with pytest.raises(error):

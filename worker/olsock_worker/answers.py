@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from olsock_worker.settings import Http
 
 
+class TooLargeError(WireError):
+    """A whole reply is longer than any may be: a mistake, as a rule, and no attack."""
+
+
 class Limits(NamedTuple):
     """Most bytes of one answer, or of one message of a WebSocket."""
 
@@ -84,7 +88,7 @@ class _Whole:
                 self._body = bytearray(self._body)
             self._body += payload
         if len(self._body) > self._instance.limits.reply:
-            raise WireError(f"a reply longer than {self._instance.limits.reply} bytes")
+            raise TooLargeError(f"a reply longer than {self._instance.limits.reply} bytes")
         if not flags:
             body, head, call = bytes(self._body), self._head, self._call
             self._instance.end_answer()

@@ -58,6 +58,10 @@ class BrokerClient:
             broker_protocol.send(self._sock, message)
         except BlockingIOError:
             return False
+        except ValueError as error:  # it cannot be said; the broker would take a front that says it for broken
+            failed = broker_protocol.Failed(message.id, "refused", str(error))
+            asyncio.get_running_loop().call_soon(on_reply, failed, [])
+            return True
         except OSError as error:
             if isinstance(error, BrokenPipeError | ConnectionResetError):
                 self._on_end()

@@ -275,9 +275,12 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(sock: socket.socket, message: ToBroker | ToFront, fds: tuple[int, ...] = ()) -> None:
-    """Send one message and copies of `fds`."""
+    """Send one message and copies of `fds`. Raises `ValueError` for one that cannot be received."""
+    data = _encode(message)
+    if len(data) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(data)} bytes: {MAX_MESSAGE} are the most")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
-    sock.sendmsg([_encode(message)], ancillary)
+    sock.sendmsg([data], ancillary)
 
 
 def receive_request(sock: socket.socket) -> ToBroker | None:

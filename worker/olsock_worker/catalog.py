@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -75,6 +75,7 @@ class Catalog:
         self._provisions: dict[tuple[str, str], Provision] = {}
         self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
         self.on_change: Callable[[str], None] = lambda _name: None  # what is known of a function has changed
+        self._unlocked: dict[str, dict[str, str]] = {}  # function -> published version without a lock -> its code
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,14 +98,11 @@ class Catalog:
         after = ""
         while page := await self.ask(self._store.functions, after, _PAGE):
             for version in page:
-                await self.refresh(version.function)
                 try:
+                    await self.refresh(version.function)
                     await self.serve(version)
-                except (
-                    FunctionError,
-                    OSError,
-                ) as error:  # one that is damaged must not keep the others from being served
-                    self._fail(version.function, str(error))
+                except (ValueError, OSError, msgspec.MsgspecError) as error:
+                    self._fail(version.function, str(error))  # one that is damaged must not keep the others back
             after = page[-1].function
         await self.collect()
 
@@ -188,7 +186,10 @@ class Catalog:
             with contextlib.suppress(Absent):  # deleted meanwhile
                 await self.serve(await self.ask(self._store.version, name, number))
 
-        task = asyncio.create_task(serve())
+        self._begin_task(serve())
+
+    def _begin_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -209,11 +210,19 @@ class Catalog:
     async def published(self, version: Version) -> None:
         """Note a version that was published. It is served when it is called."""
         self._versions.setdefault(version.function, set()).add(version.number)
-        latest = self._fleet.functions.get(version.function)
-        if latest is not None:
-            path = f"{key_of(version.function, version.number)}/{latest.deployment.version}"
-            if latest.deployment.version.startswith(version.code.digest[:20]):
-                await asyncio.get_running_loop().run_in_executor(None, self._locks.copy, latest.deployment.path, path)
+        self._unlocked.setdefault(version.function, {})[version.number] = version.code.digest[:20]
+        await self._lock(version.function)
+
+    async def _lock(self, name: str) -> None:
+        """Give versions that were published the packages of LATEST, once these are installed: they stay theirs."""
+        latest, unlocked = self._fleet.functions.get(name), self._unlocked.get(name, {})
+        if latest is None:
+            return
+        source = latest.deployment
+        for number in [each for each, digest in unlocked.items() if source.version.startswith(digest)]:
+            del unlocked[number]
+            path = f"{key_of(name, number)}/{source.version}"
+            await asyncio.get_running_loop().run_in_executor(None, self._locks.copy, source.path, path)
 
     async def removed(self, name: str, number: str | None) -> None:
         """Serve a version no longer, or no version of a function if none is named."""
@@ -223,6 +232,7 @@ class Catalog:
             self._remove(key_of(name, each))
         if number is None:
             self._versions.pop(name, None)
+            self._unlocked.pop(name, None)
         await self.refresh(name)
         await self.collect()
 
@@ -313,6 +323,8 @@ class Catalog:
 
     def ready(self, key: str, why: str = "") -> None:
         """Note that a version is served by now, or why it is not."""
+        if not why and self._unlocked.get(key):
+            self._begin_task(self._lock(key))
         for waiter in self._waiting.get(key, ()):
             if not waiter.done():
                 if why:

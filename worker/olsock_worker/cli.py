@@ -89,7 +89,7 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
     A second one cuts them off and exits with status 1. What a killed worker left behind is removed by the next `up`.
 
     \b
-    Settings that are not options, with their defaults (--config, TOML):
+    The commonest settings that are not options, with their defaults (--config, TOML); docs/worker.md has all:
       registry_check = 5.0     seconds between looks at the registry
       grace = 0.02             seconds an idle instance stays warm before it is frozen
       drain = 30.0             seconds that running requests get at the end

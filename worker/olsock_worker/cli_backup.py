@@ -42,6 +42,8 @@ def backup(state: str, file: str) -> None:
         with _opened(state) as fds:
             owner = os.fstat(fds[0])
             for attempt in range(_TRIES):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(beside)
                 with open(beside, "wb", opener=_private) as sink:
                     done = _run("backup", (owner.st_uid, owner.st_gid), fds, stdout=sink)
                     os.fsync(sink.fileno())
@@ -97,7 +99,7 @@ def _need_root() -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)  # nobody else has made it
 
 
 @contextlib.contextmanager

@@ -85,7 +85,10 @@ def remote(context: click.Context) -> Remote | None:
 
 
 def _found(context: click.Context, _parameter: click.Parameter, state: str) -> Local:
-    return remote(context) or _worker(state)
+    found = remote(context)
+    if found is None and context.resilient_parsing:  # a shell completes a line: whether there is a worker shows later
+        return Local(state)
+    return found or _worker(state)
 
 
 def _worker(state: str) -> Local:
@@ -108,9 +111,8 @@ def complete_path(_context: click.Context, _parameter: click.Parameter, _incompl
 
 def complete_function(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a function by asking the worker; without one, or without the right to, by nothing."""
-    state = context.params.get("worker") or os.environ.get("OLSOCK_WORKER_STATE") or STATE
+    worker = context.params.get("worker") or Local(os.environ.get("OLSOCK_WORKER_STATE") or STATE)
     try:
-        worker = state if isinstance(state, Local) else Local(state)
         names = [each["FunctionName"] for each in worker.every("Functions")]
     except (LocalError, OSError):
         return []

@@ -34,13 +34,13 @@ def effective(version: Version, defaults: FunctionDefaults) -> FunctionConfig:
     if given.layers:
         told["PATH"] = "/usr/local/bin:/usr/bin:/bin:/opt/bin"
         told["LD_LIBRARY_PATH"] = "/opt/lib"
-    return msgspec.structs.replace(config, environment={**told, **config.environment})
+    return ol_yaml.checked(msgspec.structs.replace(config, environment={**told, **config.environment}))
 
 
 def of_directory(name: str, config: FunctionConfig) -> FunctionConfig:
     """Return how a function of the registry directory runs, which is told its name as AWS's functions are."""
     told = _identity(name, LATEST, config)
-    return msgspec.structs.replace(config, environment={**told, **config.environment})
+    return ol_yaml.checked(msgspec.structs.replace(config, environment={**told, **config.environment}))
 
 
 def _identity(name: str, number: str, config: FunctionConfig) -> dict[str, str]:

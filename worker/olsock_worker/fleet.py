@@ -165,6 +165,8 @@ class Fleet:
 
     def admit(self, memory: int, limit: float = inf) -> bool:
         """Evict until the budget has `memory` bytes left, but nothing that is worth `limit` or more; False if it has not."""
+        if memory > self._budget:
+            return False  # whoever had to go
         while self._reserved + sum(node.worth.size for node in self.nodes) + memory > self._budget:
             if not self._evict((*self.instances, *self.nodes), limit):
                 return False

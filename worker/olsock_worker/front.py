@@ -317,6 +317,7 @@ class Front:
 
     def _on_zygote(self, state: ZygoteState) -> None:
         self._nodes.update(state)
+        self._routes.gains.note(self._routes.zygotes.get(state.key), state)
         if state.state == "gone":
             self._routes.zygotes.pop(state.key, None)
         else:

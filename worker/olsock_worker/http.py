@@ -302,5 +302,8 @@ class Connection(Replies):
 
     def _too_large(self) -> None:
         message = f"request body over {self.edge.largest_body(self._target)} bytes"
-        api = "RequestTooLargeException" if _API.match(self._target) else ""
+        api = ""
+        if _API.match(self._target):  # AWS has a word for calls, and one for all else
+            call = b"/invocations" in self._target
+            api = "RequestTooLargeException" if call else "RequestEntityTooLargeException"
         self._refuse(413, "body_too_large", message, api)

@@ -14,7 +14,7 @@ from olsock import Ready
 from olsock.runtime import wire
 from olsock.runtime.wire import WireError
 from olsock_worker import answers, forwarding
-from olsock_worker.answers import Limits
+from olsock_worker.answers import Limits, TooLargeError
 from olsock_worker.handshakes import RefusedError
 from olsock_worker.outbox import Outbox
 from olsock_worker.output import Output
@@ -265,6 +265,8 @@ class Instance:
                 if self.state is State.DYING:
                     break
                 self._on_frame(kind, flags, number, payload, index == len(frames) - 1 and self._parser.idle)
+        except TooLargeError as error:
+            self.condemn(str(error), "reply_too_large")
         except (WireError, msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.condemn(f"broke the protocol: {error}")
         return True
@@ -374,12 +376,12 @@ class Instance:
         self.detach()
         self.function.lost(self)
 
-    def condemn(self, why: str) -> None:
-        """Kill it for what it sent."""
+    def condemn(self, why: str, kind: str = "bad_reply") -> None:
+        """Kill it for what it sent; `kind` is that of the error."""
         self.output.read()
         self.kill()
         self.detach()
-        self.function.condemned(self, why)
+        self.function.condemned(self, why, kind)
 
     # -- state --------------------------------------------------------------------------------------------------------
 

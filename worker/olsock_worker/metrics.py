@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from olsock_worker.edge import Edge
     from olsock_worker.events.figures import Figures
     from olsock_worker.fleet import Fleet
+    from olsock_worker.stats import Gains
 
 _VERSION = version("olsock")  # now: later this process may not read where it was installed
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -52,9 +53,12 @@ class Metrics:
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
-    def page(self, edge: Edge, refused: dict[str, int], zygotes: dict[str, ZygoteState], events: Figures) -> bytes:
+    def page(
+        self, edge: Edge, refused: dict[str, int], zygotes: dict[str, ZygoteState], gains: Gains, events: Figures
+    ) -> bytes:
         """Return the page as it is now."""
         self._edge, self._refused, self._zygotes, self._events = edge, refused, zygotes, events
+        self._gains = gains
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
@@ -67,6 +71,10 @@ class Metrics:
         yield _counter("olsock_evictions", "What had to go for want of room.", "kind", self._fleet.evicted)
         yield _counter("olsock_rejections", "Requests that reached no function.", "code", self._refused)
         yield from self._of_zygotes()
+        yield _counter("olsock_zygote_hits", "New instances that were forked from zygotes.", "kind", self._gains.hits)
+        yield _counter(
+            "olsock_zygote_misses", "New instances that a zygote had been better for.", "kind", self._gains.misses
+        )
         yield from self._events.collect()
         yield GaugeMetricFamily("olsock_connections", "Connections that are open.", len(self._edge))
         yield GaugeMetricFamily("olsock_draining", "Whether the worker is about to end.", int(self._edge.draining))

@@ -16,6 +16,8 @@ _LEAST_CPUS, _MOST_CPUS = 0.01, 1024.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 _Module = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$", max_length=200)]
+_LARGEST = 1 << 50  # bytes of memory or of /tmp
+_VARIABLES, _NAME, _TOLD = 900, 255, 48 * 1024  # with what the worker adds it fits into one message to the broker
 _Handler = Annotated[str, msgspec.Meta(max_length=200)]
 _Runtime = Annotated[str, msgspec.Meta(pattern=r"^python3\.[0-9]{1,2}$")]
 Contract = Literal["auto", "event", "wsgi", "asgi"]
@@ -137,7 +139,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         methods=_methods(given.triggers),
         environment={name: _text(value) for name, value in given.environment.items()},
         reuse_sandbox=given.reuse_sandbox and not alone,
-        memory=_size(given.memory, defaults.memory, "memory"),
+        memory=_size(given.memory, defaults.memory, "memory", least=1 << 20),
         cpus=_or(given.cpus, defaults.cpus),
         memory_per_cpu=int(defaults.memory_per_cpu),
         pids=_or(given.pids, defaults.pids),
@@ -171,8 +173,22 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _size(value: Size | None, default: Size, field: str) -> int:
-    return parse_size(default if value is None else value, field, least=4096, unlimited=False) or 0
+def _size(value: Size | None, default: Size, field: str, least: int = 4096) -> int:
+    return parse_size(default if value is None else value, field, least=least, most=_LARGEST, unlimited=False) or 0
+
+
+def checked(config: FunctionConfig) -> FunctionConfig:
+    """Return a configuration that a message to the broker can hold. Raises `FunctionError` for any other."""
+    names = config.environment.keys()
+    try:
+        size = len(msgspec.json.encode((config.environment, config.imports)))
+    except UnicodeEncodeError:
+        raise FunctionError("environment: a name or value is not text") from None
+    if size > _TOLD or len(names) > _VARIABLES or any(len(name) > _NAME for name in names):
+        raise FunctionError(
+            f"environment: at most {_VARIABLES} variables, names of {_NAME} characters, and {_TOLD} bytes with `imports`"
+        )
+    return config
 
 
 def _text(value: str | int | float | bool) -> str:

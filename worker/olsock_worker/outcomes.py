@@ -86,8 +86,10 @@ class Outcomes(ABC):
             self.finish(call, status, content_type, body)
             self.fleet.retire_soon(instance)
             return
-        self._after(instance, clean)
-        self.finish(call, status, content_type, body)
+        try:
+            self._after(instance, clean)
+        finally:  # whatever becomes of the next call, this one has its answer
+            self.finish(call, status, content_type, body)
 
     def passed_on(
         self, instance: Instance, call: Call, status: int, send: Callable[[], None] | None, clean: bool
@@ -97,15 +99,17 @@ class Outcomes(ABC):
             bad = "the function's content-length is not the length of its reply"
             call.failure = Failure("bad_reply", "", bad)  # before the instance works again: see Reports
         soon = clean and not self.config.reuse_sandbox and not self.waiting
-        if soon:
-            self.fleet.retire_soon(instance)
-        else:
-            self._after(instance, clean)
-        if send is None:
-            self.fail(call, 502, "bad_reply", bad)
-        else:
-            self._record(call, status)
-            send()
+        try:
+            if soon:
+                self.fleet.retire_soon(instance)
+            else:
+                self._after(instance, clean)
+        finally:
+            if send is None:
+                self.fail(call, 502, "bad_reply", bad)
+            else:
+                self._record(call, status)
+                send()
 
     def left(self) -> None:
         """Count a call whose client left before any instance got it."""
@@ -201,10 +205,15 @@ class Outcomes(ABC):
         else:
             self.fleet.oom_kills(instance, then)
 
-    def condemned(self, instance: Instance, why: str) -> None:
+    def condemned(self, instance: Instance, why: str, kind: str) -> None:
         """Answer for a sandbox that was killed for what it sent."""
         self._worker_log("warning", "condemned", function=self.name, instance=instance.id, why=why)
-        self._gone(instance, 502, "bad_reply", "the function's sandbox sent what is not a reply")
+        most = self.fleet.settings.http.reply
+        if kind == "reply_too_large":
+            message = f"Response payload size exceeded maximum allowed payload size ({most} bytes)."
+            self._gone(instance, 502, "reply_too_large", message)
+        else:
+            self._gone(instance, 502, "bad_reply", "the function's sandbox sent what is not a reply")
 
     def timed_out(self, instance: Instance) -> None:
         """Kill what has used up its time."""

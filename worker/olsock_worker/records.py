@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal
 
 import msgspec
@@ -63,20 +63,24 @@ class LogReader:
         for lines in self.chunks():
             yield from lines
 
-    def chunks(self) -> Iterator[list[str]]:
+    def chunks(self) -> Generator[list[str]]:
         """Do so by chunks; after each, `position` is where to go on."""
         while True:
             yield from self._lines()
             newer = self._newer()
             if not newer:
                 return
-            yield from self._lines()  # what came before it was rotated away
-            yield from self._end()
-            self._fd = newer.pop()
-            while newer:
-                yield from self._lines()
+            try:
+                yield from self._lines()  # what came before it was rotated away
                 yield from self._end()
                 self._fd = newer.pop()
+                while newer:
+                    yield from self._lines()
+                    yield from self._end()
+                    self._fd = newer.pop()
+            finally:  # whoever reads may have had enough
+                for fd in newer:
+                    os.close(fd)
 
     @property
     def position(self) -> str:

@@ -26,7 +26,7 @@ _TYPES = {
     "crash": "Runtime.ExitError",
     "oom": "Runtime.OutOfMemory",
     "bad_reply": "Runtime.InvalidResponse",
-    "too_large": "Function.ResponseSizeTooLarge",
+    "reply_too_large": "Function.ResponseSizeTooLarge",
     "start_failed": "Sandbox.Failure",
 }
 _OF_IMPORT = {

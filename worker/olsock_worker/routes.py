@@ -18,6 +18,7 @@ from olsock_worker.functions import Function
 from olsock_worker.metrics import CONTENT_TYPE, Metrics
 from olsock_worker.ol_yaml import METHODS
 from olsock_worker.responses import JSON, Error
+from olsock_worker.stats import Gains
 from olsock_worker.urls import HOST, PREFIX
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Routes:
     def __init__(self, fleet: Fleet, deployer: Deployer, locks: Locks, measures: Measures, log: WorkerLog) -> None:
         self.edge: Edge
         self.zygotes: dict[str, ZygoteState] = {}
+        self.gains = Gains()
         self.failures: dict[str, str] = {}  # function that never ran -> why it could not be deployed
         self.control: Control  # of the API
         self.urls: Urls
@@ -90,9 +92,7 @@ class Routes:
             elif path == b"/stats":
                 self._measures.fresh(lambda: self._page(call, self._stats, 200))
             elif path == b"/metrics":
-                self._text(
-                    call, CONTENT_TYPE, lambda: self._metrics.page(self.edge, self._refused, self.zygotes, self.events)
-                )
+                self._text(call, CONTENT_TYPE, self._metrics_page)
             elif self.control.takes(path):
                 self.control.handle(call, path, query, door.access)
             else:
@@ -151,6 +151,9 @@ class Routes:
 
     def _page(self, call: Call, make: Callable[[], object], status: int) -> None:
         self._text(call, JSON, lambda: msgspec.json.encode(make()) + b"\n", status)
+
+    def _metrics_page(self) -> bytes:
+        return self._metrics.page(self.edge, self._refused, self.zygotes, self.gains, self.events)
 
     def _text(self, call: Call, content_type: bytes, make: Callable[[], bytes], status: int = 200) -> None:
         if call.method not in _READ:

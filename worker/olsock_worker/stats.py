@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from olsock_worker.policy.keepalive import Window
+
+if TYPE_CHECKING:
+    from olsock_worker.broker_protocol import ZygoteState
 
 _SUB = 4  # bits: 16 buckets to a power of two, so a quantile is within about 3 % of the truth
 _BUCKETS = (40 - _SUB) << _SUB
@@ -167,3 +171,19 @@ class FunctionStats:
             "run": self.run.summary(),
             "keep_alive": self.keep.summary(),
         }
+
+
+class Gains:
+    """What zygotes were good for, by their kind, those that have gone included."""
+
+    def __init__(self) -> None:
+        self.hits: Counter[str] = Counter()
+        self.misses: Counter[str] = Counter()
+
+    def note(self, before: ZygoteState | None, now: ZygoteState) -> None:
+        """Add what a zygote has been good for since it was told of before."""
+        if now.state == "gone":
+            return
+        hits, misses = (0, 0) if before is None else (before.hits, before.misses)
+        self.hits[now.kind] += max(0, now.hits - hits)  # less than before: it was made anew
+        self.misses[now.kind] += max(0, now.misses - misses)

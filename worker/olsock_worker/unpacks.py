@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Callable
 
+import olsock
 from olsock import archives
 from olsock_worker import broker_protocol
 from olsock_worker.beneath import open_beneath
@@ -57,13 +59,18 @@ class Unpacks:
         def started() -> None:
             loop.call_soon_threadsafe(tell)
 
+        mine = os.dup(sink)  # the thread's own: the task may be cancelled, and close its, while that goes on
+
         def work() -> None:
-            archive = open_beneath(self._store, message.path, os.O_RDONLY | os.O_NONBLOCK, "path")
             try:
-                size, files = int(self._settings.code), self._settings.code_files
-                archives.unpack(archive, message.form, sink, size, files, started)
+                archive = self._open(message.path)
+                try:
+                    size, files = int(self._settings.code), self._settings.code_files
+                    archives.unpack(archive, message.form, mine, size, files, started)
+                finally:
+                    os.close(archive)
             finally:
-                os.close(archive)
+                os.close(mine)
 
         try:
             await asyncio.to_thread(work)
@@ -75,3 +82,12 @@ class Unpacks:
                 self._send(Failed(message.id, "kernel", str(error) or repr(error)), ())
         finally:
             broker_protocol.close_all([sink] if told else [source, sink])
+
+    def _open(self, path: str) -> int:
+        """Open an archive of the front's; what is not plainly its own is not handed to a sandbox."""
+        fd = open_beneath(self._store, path, os.O_RDONLY | os.O_NONBLOCK, "path")
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.fstat(self._store).st_uid:
+            os.close(fd)
+            raise olsock.SpecError("path", path, "a file of the store")
+        return fd

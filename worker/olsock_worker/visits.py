@@ -90,7 +90,7 @@ class Visit:
         if self._collected is None:
             self._client.write(data)
         elif len(self._collected[1]) + len(data) > self._room:
-            self._call.failure = Failure("too_large", "", f"the reply is longer than {self._room} bytes")
+            self._call.failure = Failure("reply_too_large", "", f"the reply is longer than {self._room} bytes")
         else:
             self._collected[1].extend(data)
 

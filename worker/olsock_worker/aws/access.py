@@ -65,8 +65,13 @@ class Access:
             raise ApiError(
                 "AccessDeniedException", f"host {name[:100]!r} is no loopback address: configure `credentials`"
             )
+        if any(each in call.headers for each in _OF_PROXIES):
+            raise ApiError("AccessDeniedException", "this came through a proxy: configure `credentials`")
         if "origin" in call.headers or call.headers.get("sec-fetch-site", "none") != "none":
             raise ApiError("AccessDeniedException", "web pages may not use this API: configure `credentials`")
+
+
+_OF_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 
 
 def _is_loopback(name: str) -> bool:

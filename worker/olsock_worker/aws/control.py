@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
 from olsock_worker.aws.dead_letters import DeadLetters
-from olsock_worker.aws.errors import ApiError, absent
+from olsock_worker.aws.errors import ApiError
 from olsock_worker.aws.event_invokes import EventInvokes
 from olsock_worker.aws.functions import Functions
 from olsock_worker.aws.invocations import Invocations
@@ -23,7 +23,7 @@ from olsock_worker.aws.streaming import StreamedInvocation
 from olsock_worker.aws.uploading import Uploading
 from olsock_worker.aws.urls import FunctionUrls
 from olsock_worker.aws.versions import Versions
-from olsock_worker.store.records import Absent, Conflict, Stale, StoreError
+from olsock_worker.store.records import Absent, Conflict, Different, Stale, StoreError
 
 if TYPE_CHECKING:
     from olsock_worker.addresses import Addresses
@@ -47,6 +47,7 @@ _STORE = {
     Absent: "ResourceNotFoundException",
     Conflict: "ResourceConflictException",
     Stale: "PreconditionFailedException",
+    Different: "InvalidParameterValueException",
 }
 
 Operation = Callable[[Request], Awaitable[Answer | None]]
@@ -183,7 +184,7 @@ class Control:
             match = pattern.fullmatch(path)
             if match is not None and method == allowed:
                 return operation, tuple(unquote(each) for each in match.groups())
-        raise absent(f"there is no operation {method} {path[:200]} here")
+        raise ApiError("UnknownOperationException", f"there is no operation {method} {path[:200]} here")
 
 
 def _parameters(query: bytes) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ _STATUS = {
     "MissingAuthenticationTokenException": 403,
     "UnrecognizedClientException": 403,
     "ResourceNotFoundException": 404,
+    "UnknownOperationException": 404,
     "ProvisionedConcurrencyConfigNotFoundException": 404,
     "ResourceConflictException": 409,
     "PreconditionFailedException": 412,

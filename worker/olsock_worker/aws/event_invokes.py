@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from olsock_worker.catalog import Catalog
 
 
-class _Destination(msgspec.Struct, rename="pascal"):
+class _Destination(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     destination: str | None = None
 
 
-class _Destinations(msgspec.Struct, rename="pascal"):
+class _Destinations(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     on_success: _Destination | None = None
     on_failure: _Destination | None = None
 
 
-class Rules(msgspec.Struct, rename="pascal"):
+class Rules(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
     """What is to be set."""
 
     maximum_retry_attempts: Annotated[int, msgspec.Meta(ge=0, le=2)] | UnsetType | None = UNSET

@@ -20,8 +20,9 @@ from olsock_worker.aws.parameters import (
     UpdateFunctionConfiguration,
 )
 from olsock_worker.aws.shapes import Condition, Shape
+from olsock_worker.catalog import key_of
 from olsock_worker.ol_yaml import FunctionError
-from olsock_worker.store.records import LATEST, Absent, Code, Configuration, Version
+from olsock_worker.store.records import LATEST, Absent, Code, Configuration, Stale, Version
 from olsock_worker.store.sqlite import new_revision, now
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class Functions:
             await self._layers.check(code, before.configuration.layers)
             requirements = await self._required(code, before.configuration)
             if given.dry_run:
+                if given.revision_id not in (None, before.revision):
+                    raise Stale(f"RevisionId {given.revision_id}: the function has been changed since")
                 return Answer(200, self.shape(msgspec.structs.replace(before, code=code)))
             change = code, None, requirements, given.revision_id, bool(given.publish)
             shown = await self._followed(*await self._catalog.ask(self._store.change, name, *change))
@@ -235,7 +238,7 @@ class Functions:
     def _condition(self, version: Version) -> Condition:
         name = version.function
         if version.number != LATEST:
-            return Condition()
+            return self._condition_of(version)
         function, pending = self._fleet.functions.get(name), name in self._deployer.pending
         if function is None and pending:
             return Condition("Pending", "InProgress", "The function is being created.")
@@ -244,6 +247,17 @@ class Functions:
         if pending:
             return Condition("Active", "InProgress")
         return Condition("Active", "Failed", function.error[:1000]) if function.error else Condition()
+
+    def _condition_of(self, version: Version) -> Condition:
+        """Return how a published version is: as LATEST, while it is waited for what both require."""
+        key = key_of(version.function, version.number)
+        pending = self._deployer.pending
+        waits = key not in self._fleet.functions and version.function in pending
+        if key in pending or (waits and pending[version.function].startswith(version.code.digest[:20])):
+            return Condition("Pending", "InProgress", "The function is being created.")
+        if key in self._failures and key not in self._fleet.functions:
+            return Condition("Failed", "Failed", self._failures[key][:1000])
+        return Condition()
 
     async def list_all(self, request: Request) -> Answer:
         """ListFunctions."""
@@ -284,9 +298,6 @@ class Functions:
         """PutFunctionConcurrency."""
         name = names.plain(request.names[0])
         calls = parameters.decode(request.call.body, Concurrency).reserved_concurrent_executions
-        provisioned = self._catalog.provisioned(name)
-        if calls < provisioned:
-            raise invalid(f"ReservedConcurrentExecutions {calls}: {provisioned} instances are provisioned for {name}")
         await self._reserve(name, calls)
         return Answer(200, {"ReservedConcurrentExecutions": calls})
 
@@ -297,7 +308,11 @@ class Functions:
 
     async def _reserve(self, name: str, calls: int | None) -> None:
         async with self._catalog.writing:
-            concurrency = self._fleet.concurrency
+            concurrency, provisioned = self._fleet.concurrency, self._catalog.provisioned(name)
+            if calls is not None and calls < provisioned:
+                raise invalid(
+                    f"ReservedConcurrentExecutions {calls}: {provisioned} instances are provisioned for {name}"
+                )
             if calls and not concurrency.fits(name, calls):  # 0 takes nothing from the others
                 await self._catalog.ask(self._store.reserved, name)  # raises if there is no such function
                 raise invalid(
@@ -347,7 +362,7 @@ class Functions:
         limit = {
             "TotalCodeSize": settings.store_bytes,
             "CodeSizeUnzipped": settings.code,
-            "CodeSizeZipped": settings.http.upload,
+            "CodeSizeZipped": int(settings.http.upload) * 3 // 4,  # as base64 in JSON
             "ConcurrentExecutions": settings.concurrent_executions,
             "UnreservedConcurrentExecutions": self._fleet.concurrency.unreserved,
         }

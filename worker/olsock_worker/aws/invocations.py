@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import re
 from typing import TYPE_CHECKING, cast
 
@@ -81,6 +80,8 @@ class Invocations:
         kind = headers.get("x-amz-invocation-type", "RequestResponse")
         if kind not in ("RequestResponse", "Event", "DryRun"):
             raise invalid(f"InvocationType {kind[:50]!r}: expected RequestResponse, Event or DryRun")
+        if kind == "Event" and way is not None:
+            raise invalid("InvocationType Event: a stream of the response was asked for")
         if headers.get("x-amz-log-type", "None") not in ("None", "Tail"):
             raise invalid("LogType: expected None or Tail")
         for header in _UNSUPPORTED:
@@ -185,7 +186,9 @@ class Invocation:
         """Collect a part."""
         room = self._function.fleet.settings.http.reply
         if len(self._parts) + len(data) > int(room):
-            self._inner.failure = Failure("too_large", "", f"Response payload size exceeded maximum of {room} bytes.")
+            self._inner.failure = Failure(
+                "reply_too_large", "", f"Response payload size exceeded maximum allowed payload size ({room} bytes)."
+            )
         else:
             self._parts += data
 
@@ -264,7 +267,7 @@ def _explained(failure: Failure, request_id: str, function: Function) -> bytes:
         kind, message = "Sandbox.Timedout", f"RequestId: {request_id} Error: Task timed out after {seconds:.2f} seconds"
     elif failure.kind in ("crash", "oom"):
         kind, message = "Runtime.ExitError", f"RequestId: {request_id} Error: {message}"
-    elif failure.kind == "too_large":
+    elif failure.kind == "reply_too_large":
         kind = "Function.ResponseSizeTooLarge"
     elif failure.kind == "bad_reply":
         kind = "Runtime.InvalidResponse"
@@ -290,9 +293,8 @@ def _context(text: str) -> dict[str, object] | None:
     try:
         if len(text) > _CONTEXT:
             raise ValueError(f"longer than {_CONTEXT} bytes")
-        found = json.loads(base64.b64decode(text, validate=True))
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-    except (binascii.Error, ValueError, RecursionError) as error:
+        # Not by `json`, which takes surrogates: they could not be told to a function.
+        found = msgspec.json.decode(base64.b64decode(text, validate=True), type=dict[str, object])
+    except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ApiError("InvalidRequestContentException", f"ClientContext is not JSON in base64: {error}") from None
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from typing import TYPE_CHECKING
@@ -59,11 +60,12 @@ class Logs:
                 reader.seek(position)
             lines: list[str] = []
             size = 0
-            for chunk in reader.chunks():
-                lines += chunk
-                size += sum(map(len, chunk))
-                if size > _ENOUGH:
-                    break
+            with contextlib.closing(reader.chunks()) as chunks:
+                for chunk in chunks:
+                    lines += chunk
+                    size += sum(map(len, chunk))
+                    if size > _ENOUGH:
+                        break
             return LogPage(lines, reader.position, reader.missed)
         finally:
             reader.close()

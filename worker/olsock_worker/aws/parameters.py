@@ -22,7 +22,10 @@ _MEMORY = 64, psutil.virtual_memory().total >> 20  # MB
 _STORAGE, _TIMEOUT = (512, 32_768), (1, 900)  # MB, seconds
 _VARIABLE = re.compile(r"[a-zA-Z][a-zA-Z0-9_]+", re.ASCII)
 _RUNTIME = re.compile(r"python3\.[0-9]{1,2}", re.ASCII)
-_RESERVED = re.compile(r"_HANDLER|_X_AMZN_TRACE_ID|AWS_(DEFAULT_)?REGION|AWS_EXECUTION_ENV|AWS_LAMBDA_.*|LAMBDA_.*|TZ")
+_RESERVED = re.compile(
+    r"_HANDLER|_X_AMZN_TRACE_ID|AWS_(DEFAULT_)?REGION|AWS_EXECUTION_ENV|LAMBDA_(TASK_ROOT|RUNTIME_DIR)|TZ|"
+    r"AWS_LAMBDA_(FUNCTION_(NAME|MEMORY_SIZE|VERSION)|LOG_(GROUP|STREAM)_NAME|INITIALIZATION_TYPE|RUNTIME_API)"
+)  # https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html
 _SHOWN = ("TracingConfig", "LoggingConfig")
 _ABSENT: tuple[Any, ...] = (None, UNSET, "", [], {})
 ARCHITECTURE = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())

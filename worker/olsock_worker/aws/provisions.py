@@ -37,7 +37,16 @@ class Provisions:
 
     async def _check(self, wanted: Provision) -> None:
         """Refuse more than can run, of the function or in all."""
-        name = wanted.function
+        name, leads_to = wanted.function, self._catalog.leads_to
+        number = leads_to(name, wanted.qualifier)
+        if number == LATEST:
+            raise invalid("Provisioned Concurrency Configs cannot be applied to unpublished function versions.")
+        for each in self._catalog.provisions(name):
+            if each.qualifier != wanted.qualifier and number is not None and leads_to(name, each.qualifier) == number:
+                raise ApiError(
+                    "ResourceConflictException",
+                    f"{name}:{wanted.qualifier}: the version {number} has provisioned concurrency by {each.qualifier}",
+                )
         before = sum(each.instances for each in self._catalog.provisions(name) if each.qualifier == wanted.qualifier)
         of_function = self._catalog.provisioned(name) - before + wanted.instances
         in_all = self._catalog.provisioned() - before + wanted.instances

@@ -48,6 +48,12 @@ def configuration(version: Version, condition: Condition, defaults: FunctionDefa
         "LastUpdateStatus": condition.update,
         **given.shown,
     }
+    logging = given.shown.get("LoggingConfig")
+    if logging is not None:  # what was not said of it is as always
+        shape["LoggingConfig"] = {
+            "LogFormat": "Text",
+            "LogGroup": f"/aws/lambda/{version.function}",
+        } | msgspec.json.decode(logging)
     if given.layers:
         shape["Layers"] = [
             {"Arn": names.layer_arn(each.name, each.number), "CodeSize": each.size} for each in given.layers

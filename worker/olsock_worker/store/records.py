@@ -24,6 +24,10 @@ class Stale(StoreError):
     """It is not what whoever asked believes it to be: it was changed meanwhile."""
 
 
+class Different(StoreError):
+    """The code is not the one that was named."""
+
+
 class Code(msgspec.Struct, frozen=True):
     """An uploaded archive, and where its contents are."""
 

@@ -24,6 +24,7 @@ from olsock_worker.store.records import (
     Code,
     Configuration,
     Conflict,
+    Different,
     Stale,
     StoreError,
     Usage,
@@ -133,8 +134,9 @@ class SqliteStore:
             latest = self._version(db, name, LATEST)
             _check(revision, latest.revision)
             if sha256 and sha256 != latest.code.sha256:
-                raise Stale(
-                    f"CodeSha256 ({sha256}) is different from current CodeSHA256 in $LATEST ({latest.code.sha256})"
+                raise Different(
+                    f"CodeSHA256 ({sha256}) is different from current CodeSHA256 in $LATEST ({latest.code.sha256}). "
+                    "Please try again with the CodeSHA256 in $LATEST."
                 )
             return self._publish(db, latest, description)
 
