@@ -46,17 +46,21 @@ def unpack(archive: int, form: Form, output: int, size: int, files: int, started
             pass  # it is killed, and its records end where they end
 
 
+class CutShortError(ProtocolError):
+    """The records end early: what made them was ended, for its limits or with whoever had started it."""
+
+
 def read(source: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """Yield records (kind, flags, bytes) up to END or REFUSED. Raises `ProtocolError` for what is no such stream."""
     kind = 0
     while kind not in (END, REFUSED):
         header = source.read(_RECORD.size)
         if len(header) < _RECORD.size:
-            raise ProtocolError("the archive took more time or memory to unpack than it may")
+            raise CutShortError("the archive took more time or memory to unpack than it may")
         kind, flags, zero, length = _RECORD.unpack(header)
         if zero or length > _LARGEST.get(kind, -1) or flags & ~_FLAGS[kind]:
             raise ProtocolError("the unpacking sandbox sent what is no record")
         payload = source.read(length)
         if len(payload) < length:
-            raise ProtocolError("the archive took more time or memory to unpack than it may")
+            raise CutShortError("the archive took more time or memory to unpack than it may")
         yield kind, flags, payload

@@ -273,10 +273,11 @@ def f(event):
 """
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("zygote", ["off", "wait"])
 def test_a_function_reaches_neither_address(fresh: Callable[..., WorkerProcess], zygote: str) -> None:
     """Its loopback is its own, where it may connect, and the local socket is not in what it sees of the host."""
-    worker = fresh({"reaches": (REACHES, f"zygote: {zygote}\\n")})
+    worker = fresh({"reaches": (REACHES, f"zygote: {zygote}\n")})
     event = {"tcp": ["127.0.0.1", worker.port], "local": str(worker.state / "api.sock")}
     said = worker.call("reaches", event).json
     assert said == {"AF_INET": "ConnectionRefusedError", "AF_UNIX": "FileNotFoundError"}

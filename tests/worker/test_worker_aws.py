@@ -373,7 +373,7 @@ def test_versions_stay_as_they_were(aws: Any) -> None:
     aws.update_function_code(FunctionName="versions", ZipFile=zipped({"app.py": "def handler(e, c): return 'two'"}))
     active(aws, "versions")
     latest = aws.get_function_configuration(FunctionName="versions")
-    refused("PreconditionFailedException", aws.publish_version, FunctionName="versions", CodeSha256="x")
+    refused("InvalidParameterValueException", aws.publish_version, FunctionName="versions", CodeSha256="x")
     two = aws.publish_version(FunctionName="versions", CodeSha256=latest["CodeSha256"], Description="second")
     assert (two["Version"], two["FunctionArn"], two["Description"]) == ("2", f"{ARN}versions:2", "second")
     assert invoke(aws, "versions", Qualifier="1")["result"]["version"] == "1"
@@ -484,7 +484,7 @@ def test_what_there_is_not_is_said(worker: WorkerProcess) -> None:
         ("GET", "/2021-10-31/functions/x/url"),
     ):
         reply = worker.request(path, method=method)
-        assert reply.status == 404 and reply.headers["x-amzn-errortype"] == "ResourceNotFoundException"
+        assert reply.status == 404 and reply.headers["x-amzn-errortype"] == "UnknownOperationException"
     assert worker.request("/2015-03-31/functions", b"[]").status == 400
     assert worker.request("/2015-03-31/functions", b"\xff").status == 400
     assert worker.request("/2015-03-31/functions?" + "&".join(f"a{n}=1" for n in range(99)), method="GET").status == 400

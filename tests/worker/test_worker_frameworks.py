@@ -86,8 +86,8 @@ def test_a_version_that_is_published_before_it_is_installed(worker: WorkerProces
     made = aws.create_function(FunctionName="pinned", Code={"ZipFile": zipped(files)}, Publish=True, **given)
     assert (made["Version"], made["State"]) == ("1", "Pending")
     active(aws, "pinned")
-    kept = worker.until(lambda: [*(worker.state / "locks" / "pinned:1").glob("*")])
-    latest = [*(worker.state / "locks" / "pinned").glob("*")]
+    kept = worker.until(lambda: [*(worker.state / "locks" / "pinned:1").glob("*.lock")])
+    latest = [*(worker.state / "locks" / "pinned").glob("*.lock")]
     assert [each.name for each in kept] == [each.name for each in latest]
     assert aws.get_function_configuration(FunctionName="pinned", Qualifier="1")["State"] == "Active"
     assert json.loads(aws.invoke(FunctionName="pinned", Qualifier="1")["Payload"].read()) == "six"

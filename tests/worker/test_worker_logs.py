@@ -128,6 +128,7 @@ def test_a_reader_that_has_enough_keeps_nothing_open(directory: int) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.unit
 def test_a_file_that_was_removed_unread_is_told(directory: int) -> None:
     log, reader = FunctionLog(directory, "f", 300, 2), LogReader(directory, "f")
     log.write("r-0", b"x\n")

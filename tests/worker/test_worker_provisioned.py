@@ -109,19 +109,22 @@ def test_an_alias_takes_them_along(worker: WorkerProcess, aws: Any) -> None:
     ready(worker, aws, "alias", "live", 1)
     assert of(worker, "alias:2") == 1
     worker.until(lambda: of(worker, "alias:1") == 0)
-    put(aws, "alias", "2", 1)  # beside those of the alias
-    ready(worker, aws, "alias", "2", 1)
+    refused(
+        "ResourceConflictException", put, "live", aws=aws, name="alias", qualifier="2", count=1
+    )  # it has one already
+    put(aws, "alias", "1", 1)
+    ready(worker, aws, "alias", "1", 1)
     ready(worker, aws, "alias", "live", 1)
-    assert of(worker, "alias:2") == 2
+    assert of(worker, "alias:1") == of(worker, "alias:2") == 1
     page = aws.list_provisioned_concurrency_configs(FunctionName="alias", MaxItems=1)
     rest = aws.list_provisioned_concurrency_configs(FunctionName="alias", Marker=page["NextMarker"])
     both = [*page["ProvisionedConcurrencyConfigs"], *rest["ProvisionedConcurrencyConfigs"]]
-    assert [each["FunctionArn"].rpartition(":")[2] for each in both] == ["2", "live"]
+    assert [each["FunctionArn"].rpartition(":")[2] for each in both] == ["1", "live"]
     aws.delete_alias(FunctionName="alias", Name="live")
     refused(ABSENT, aws.get_provisioned_concurrency_config, FunctionName="alias", Qualifier="live")
-    worker.until(lambda: of(worker, "alias:2") == 1)
-    aws.delete_function(FunctionName="alias", Qualifier="2")
     worker.until(lambda: of(worker, "alias:2") == 0)
+    aws.delete_function(FunctionName="alias", Qualifier="1")
+    worker.until(lambda: of(worker, "alias:1") == 0)
     aws.delete_function(FunctionName="alias")
 
 

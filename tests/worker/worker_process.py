@@ -14,7 +14,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,8 @@ def children(pid: int) -> list[int]:
     """Pids of the direct children, of whichever thread."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(each) for each in (task / "children").read_text().split()]
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found += [int(each) for each in (task / "children").read_text().split()]
     return found
 
 

@@ -34,13 +34,13 @@ def effective(version: Version, defaults: FunctionDefaults) -> FunctionConfig:
     if given.layers:
         told["PATH"] = "/usr/local/bin:/usr/bin:/bin:/opt/bin"
         told["LD_LIBRARY_PATH"] = "/opt/lib"
-    return ol_yaml.checked(msgspec.structs.replace(config, environment={**told, **config.environment}))
+    return msgspec.structs.replace(config, environment={**told, **config.environment})
 
 
 def of_directory(name: str, config: FunctionConfig) -> FunctionConfig:
     """Return how a function of the registry directory runs, which is told its name as AWS's functions are."""
     told = _identity(name, LATEST, config)
-    return ol_yaml.checked(msgspec.structs.replace(config, environment={**told, **config.environment}))
+    return msgspec.structs.replace(config, environment={**told, **config.environment})
 
 
 def _identity(name: str, number: str, config: FunctionConfig) -> dict[str, str]:
@@ -53,9 +53,9 @@ def _identity(name: str, number: str, config: FunctionConfig) -> dict[str, str]:
 
 
 def merged(given: Configuration, yaml: str, defaults: FunctionDefaults) -> FunctionConfig:
-    """Lay what was configured over an ol.yaml."""
+    """Lay what was configured over an ol.yaml. Raises `FunctionError`."""
     config = ol_yaml.parse(yaml.encode(), defaults)
-    return msgspec.structs.replace(
+    whole = msgspec.structs.replace(
         config,
         handler=config.handler if given.handler is None else handler_of(given.handler),
         runtime=config.runtime if given.runtime is None else given.runtime,
@@ -64,3 +64,4 @@ def merged(given: Configuration, yaml: str, defaults: FunctionDefaults) -> Funct
         tmpfs_size=config.tmpfs_size if given.storage is None else given.storage << 20,
         environment={**config.environment, **given.environment},
     )
+    return ol_yaml.checked(whole)

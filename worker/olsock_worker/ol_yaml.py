@@ -135,7 +135,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
     timeout = _or(given.timeout, defaults.timeout)
     if isinstance(zygote, bool):
         zygote = "auto" if zygote else "off"
-    return FunctionConfig(
+    config = FunctionConfig(
         methods=_methods(given.triggers),
         environment={name: _text(value) for name, value in given.environment.items()},
         reuse_sandbox=given.reuse_sandbox and not alone,
@@ -158,6 +158,7 @@ def _complete(given: _File, defaults: FunctionDefaults) -> FunctionConfig:
         handler=handler_of(given.handler),
         contract=given.contract,
     )
+    return checked(config)
 
 
 def handler_of(text: str) -> str:

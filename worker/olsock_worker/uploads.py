@@ -7,9 +7,10 @@ import base64
 import errno
 import hashlib
 import os
+import time
 
 import olsock
-from olsock.archives import Form
+from olsock.archives import CutShortError, Form
 from olsock_worker import broker_protocol, ol_yaml, unpack
 from olsock_worker.broker_client import BrokerClient, Reply
 from olsock_worker.broker_protocol import Failed, Unpack, Unpacking
@@ -18,6 +19,10 @@ from olsock_worker.registry import required_by
 from olsock_worker.settings import Settings
 from olsock_worker.store.code import CodeStore
 from olsock_worker.store.records import Code
+
+# Seconds in which it shows whether what unpacked came to its limits, or was ended because the broker was: then this process
+# ends as well, and nobody is told that the archive was to blame.
+_DOUBT = 0.25
 
 
 class UnpackError(Exception):
@@ -88,6 +93,8 @@ class Uploads:
                 limits = int(self._settings.code), self._settings.code_files
                 return self._code.add(lambda copy: unpack.take(source, copy), *limits)
             except olsock.ProtocolError as error:
+                if isinstance(error, CutShortError):
+                    time.sleep(_DOUBT)
                 raise FunctionError(str(error)) from None
             except OSError as error:
                 if error.errno == errno.ENAMETOOLONG:
