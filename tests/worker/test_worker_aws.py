@@ -481,7 +481,7 @@ def test_what_there_is_not_is_said(worker: WorkerProcess) -> None:
     for method, path in (
         ("GET", "/2015-03-31/nothing"),
         ("PATCH", "/2015-03-31/functions/x"),
-        ("GET", "/2021-10-31/functions/x/url"),
+        ("GET", "/2021-10-31/functions/x/nothing"),
     ):
         reply = worker.request(path, method=method)
         assert reply.status == 404 and reply.headers["x-amzn-errortype"] == "UnknownOperationException"
