@@ -320,7 +320,6 @@ def test_an_error_of_an_application(worker: WorkerProcess) -> None:
         "r.reply(200, [], b'a', flags=MORE); r.tell(ERROR, {'kind': 'handler'})",
         "r.reply(200, [], b'a', flags=MORE); r.reply(200, [], b'b')",
         "r.reply(200, [], b'a', flags=MORE); r.send(BODY, b'x', number=r.number + 1)",
-        "r.reply(200, [], b'a', flags=MORE); [r.send(BODY, b'x' * (1 << 20), MORE) for _ in range(4)]",
         "r.reply(200, [('content-length', '1000000000000')], stream=True, flags=MORE)",
         "r.reply(200, [('content-length', 'x')], stream=True, flags=MORE)",
         "r.reply(200, [('x' , 'y' * 70000)])",
@@ -334,6 +333,13 @@ def test_502_for_what_must_not_be_passed_on(worker: WorkerProcess, text: str) ->
 
 
 @pytest.mark.attack
+def test_a_reply_over_the_limit_is_called_so(worker: WorkerProcess) -> None:
+    text = "r.reply(200, [], b'a', flags=MORE); [r.send(BODY, b'x' * (1 << 20), MORE) for _ in range(4)]"
+    reply = run(worker, text)
+    assert (reply.status, reply.error) == (502, "reply_too_large")
+    fine(worker)
+
+
 def test_a_contract_that_changes_with_the_instance(worker: WorkerProcess) -> None:
     """Whoever claims another contract than its version has been asked in a language that it does not speak."""
     code = double("wsgi").replace("serve('wsgi')", "serve(('wsgi', 'asgi')[os.urandom(1)[0] & 1])")
