@@ -96,7 +96,7 @@ class Deployer:
         """Have it installed, and keep its lock."""
         loop = asyncio.get_running_loop()
         lines = "".join(f"{line}\n" for line in deployment.requirements)
-        await loop.run_in_executor(None, self._locks.write, deployment.path, locks.REQUIREMENTS, lines)
+        await loop.run_in_executor(None, self._locks.require, deployment.path, lines)
         answer = self._ask(deployment)
         try:
             installed, fd = await asyncio.shield(answer)
@@ -139,9 +139,7 @@ class Deployer:
 
     def _keep(self, path: str, fd: int) -> None:
         try:
-            lock = locks.read(fd)
-            if lock != self._locks.read(path):
-                self._locks.write(path, locks.LOCK, lock)
+            self._locks.write(path, locks.LOCK, locks.read(fd))
             self._locks.prune(path)
         finally:
             os.close(fd)

@@ -27,10 +27,10 @@ class Locks:
     def __init__(self, directory_fd: int) -> None:
         self._directory = directory_fd
 
-    def read(self, path: str) -> str:
-        """Return the lock of a version, "" if there is none."""
+    def read(self, path: str, suffix: str = LOCK) -> str:
+        """Return a file of a version, its lock if nothing else is named; "" if there is none."""
         try:
-            fd = os.open(path + LOCK, _READ, dir_fd=self._directory)
+            fd = os.open(path + suffix, _READ, dir_fd=self._directory)
         except FileNotFoundError:
             return ""
         try:
@@ -39,10 +39,12 @@ class Locks:
             os.close(fd)
 
     def write(self, path: str, suffix: str, text: str) -> None:
-        """Write a file of a version, whole or not at all."""
+        """Have a file of a version say this, whole or not at all. One that says it already is left alone."""
         folder = path.partition("/")[0]
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o750, dir_fd=self._directory)
+        if self._says(path + suffix, text):
+            return
         scratch = path + _SCRATCH
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(scratch, flags, 0o640, dir_fd=self._directory), "wb") as file:
@@ -50,6 +52,19 @@ class Locks:
             file.flush()
             os.fsync(file.fileno())
         os.rename(scratch, path + suffix, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def require(self, path: str, lines: str) -> None:
+        """Note what a version requires, which makes it the newest of its function: see `prune`."""
+        self.write(path, REQUIREMENTS, lines)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path + REQUIREMENTS, dir_fd=self._directory, follow_symlinks=False)
+
+    def _says(self, path: str, text: str) -> bool:
+        """Say whether a file has this text; no file has none. One that cannot be read does not."""
+        try:
+            return self.read(path, "") == text
+        except (OSError, ValueError):
+            return False
 
     def copy(self, source: str, target: str) -> None:
         """Give a version the files of another, unless it has its own."""
