@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ _AGAIN = 5.0  # seconds after which what there was no room for is tried again
 _WAIT = 60.0  # seconds that a call waits for a version that nobody has called before
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
 
 
 class NotReady(Exception):
@@ -45,6 +46,27 @@ class NotReady(Exception):
 def key_of(name: str, number: str) -> str:
     """Return the key that a version is served under."""
     return name if number == LATEST else f"{name}:{number}"
+
+
+class Belongings(NamedTuple):
+    """What a function has beside its versions."""
+
+    aliases: dict[str, Alias]
+    reserved: int | None
+    urls: list[FunctionUrl]
+    provisions: dict[str, Provision]  # by qualifier
+    event_invokes: dict[str, EventInvoke]  # by qualifier
+
+
+_NOTHING = Belongings({}, None, [], {}, {})
+
+
+def _pages(read: Callable[[str], list[_Item]], key: str) -> list[_Item]:
+    """Return all of a list of the store that goes on after the key of the last item."""
+    found: list[_Item] = []
+    while page := read(getattr(found[-1], key) if found else ""):
+        found += page
+    return found
 
 
 class Catalog:
@@ -70,10 +92,8 @@ class Catalog:
         self._deploy, self._remove, self._fail = deploy, remove, fail
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._versions: dict[str, set[str]] = {}  # by name
-        self._aliases: dict[tuple[str, str], Alias] = {}
-        self._urls: dict[str, FunctionUrl] = {}
-        self._provisions: dict[tuple[str, str], Provision] = {}
-        self._event_invokes: dict[tuple[str, str], EventInvoke] = {}
+        self._belongings: dict[str, Belongings] = {}  # by name
+        self._urls: dict[str, FunctionUrl] = {}  # those of all, by id
         self.on_change: Callable[[str], None] = lambda _name: None  # what is known of a function has changed
         self._unlocked: dict[str, dict[str, str]] = {}  # function -> published version without a lock -> its code
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -97,9 +117,11 @@ class Catalog:
             self._versions.setdefault(name, set()).add(number)
         after = ""
         while page := await self.ask(self._store.functions, after, _PAGE):
-            for version in page:
+            for version, belongings in zip(page, await self.ask(self._read_all, page), strict=True):
                 try:
-                    await self.refresh(version.function)
+                    if isinstance(belongings, Exception):
+                        raise belongings
+                    self._take(version.function, belongings)
                     await self.serve(version)
                 except (ValueError, OSError, msgspec.MsgspecError) as error:
                     self._fail(version.function, str(error))  # one that is damaged must not keep the others back
@@ -108,37 +130,44 @@ class Catalog:
 
     async def refresh(self, name: str) -> None:
         """Take over what the store has about a function beside its versions."""
-        aliases, reserved, urls, provisions = await self.ask(self._read, name)
-        for key in [each for each in self._aliases if each[0] == name]:
-            del self._aliases[key]
-        self._aliases |= {(name, each.name): each for each in aliases}
-        self._fleet.concurrency.reserve(name, reserved)
-        others = {key: url for key, url in self._urls.items() if url.function != name}
-        self._urls = others | {url.id: url for url in urls}
-        kept = {key: each for key, each in self._provisions.items() if key[0] != name}
-        self._provisions = kept | {(name, each.qualifier): each for each in provisions}
-        rules = await self.ask(self._rules, name)
-        for key in [each for each in self._event_invokes if each[0] == name]:
-            del self._event_invokes[key]
-        self._event_invokes |= {(name, each.qualifier): each for each in rules}
+        self._take(name, await self.ask(self._read, name))
+
+    def _take(self, name: str, belongings: Belongings) -> None:
+        for url in self._of(name).urls:
+            del self._urls[url.id]
+        self._urls |= {url.id: url for url in belongings.urls}
+        self._belongings[name] = belongings
+        if belongings is _NOTHING:
+            del self._belongings[name]
+        self._fleet.concurrency.reserve(name, belongings.reserved)
         self.on_change(name)
 
-    def _rules(self, name: str) -> list[EventInvoke]:
-        found: list[EventInvoke] = []
-        with contextlib.suppress(Absent):
-            while page := self._store.event_invokes.list(name, found[-1].qualifier if found else "", _PAGE):
-                found += page
-        return found
+    def _read_all(self, versions: Sequence[Version]) -> list[Belongings | Exception]:
+        """Read for all at once; what is damaged of one is no reason not to read the others'."""
 
-    def _read(self, name: str) -> tuple[list[Alias], int | None, list[FunctionUrl], list[Provision]]:
-        found: list[Alias] = []
+        def read(name: str) -> Belongings | Exception:
+            try:
+                return self._read(name)
+            except (ValueError, OSError, msgspec.MsgspecError) as error:
+                return error
+
+        return [read(version.function) for version in versions]
+
+    def _read(self, name: str) -> Belongings:
+        store = self._store
         try:
-            while page := self._store.aliases(name, None, found[-1].name if found else "", _PAGE):
-                found += page
-            belongings = self._store.urls.all(name), self._store.provisions.all(name)
-            return found, self._store.reserved(name), *belongings
+            return Belongings(
+                {each.name: each for each in _pages(lambda after: store.aliases(name, None, after, _PAGE), "name")},
+                store.reserved(name),
+                store.urls.all(name),
+                {each.qualifier: each for each in store.provisions.all(name)},
+                {
+                    each.qualifier: each
+                    for each in _pages(lambda after: store.event_invokes.list(name, after, _PAGE), "qualifier")
+                },
+            )
         except Absent:
-            return [], None, [], []
+            return _NOTHING
 
     async def collect(self) -> None:
         """Remove code that no version refers to."""
@@ -160,6 +189,9 @@ class Catalog:
     def names(self) -> set[str]:
         """Every function that is stored."""
         return set(self._versions)
+
+    def _of(self, name: str) -> Belongings:
+        return self._belongings.get(name, _NOTHING)
 
     def __contains__(self, name: str) -> bool:
         return name in self._versions
@@ -244,7 +276,7 @@ class Catalog:
             raise Absent(f"Function not found: {name}")
         if not qualifier or qualifier in self._versions[name]:
             return qualifier or LATEST
-        alias = self._aliases.get((name, qualifier))
+        alias = self._of(name).aliases.get(qualifier)
         if alias is None:
             raise Absent(f"Function not found: {name}:{qualifier}")
         chance = random.random()
@@ -256,7 +288,7 @@ class Catalog:
 
     def leads_to(self, name: str, qualifier: str) -> str | None:
         """Return the number of the version that a version's number or an alias leads to; None if there is none."""
-        alias = self._aliases.get((name, qualifier))
+        alias = self._of(name).aliases.get(qualifier)
         number = qualifier if alias is None else alias.version
         return number if number in self._versions.get(name, ()) else None
 
@@ -266,11 +298,12 @@ class Catalog:
 
     def provisions(self, name: str) -> list[Provision]:
         """Return what is to be kept initialised of a function."""
-        return [each for each in self._provisions.values() if each.function == name]
+        return list(self._of(name).provisions.values())
 
     def provisioned(self, name: str | None = None) -> int:
         """Return how many instances are to be kept initialised, of one function or in all."""
-        return sum(each.instances for each in self._provisions.values() if name in (None, each.function))
+        owners = self._belongings.values() if name is None else [self._of(name)]
+        return sum(each.instances for owner in owners for each in owner.provisions.values())
 
     def url(self, number: str) -> FunctionUrl | None:
         """Return a function URL by its id."""
@@ -286,7 +319,7 @@ class Catalog:
 
     def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
         """Return the rules for events that are set for a version or an alias."""
-        return self._event_invokes.get((name, qualifier))
+        return self._of(name).event_invokes.get(qualifier)
 
     async def function(self, name: str, number: str) -> Function:
         """Return a version, served. Raises `Absent` and `NotReady`."""
