@@ -165,7 +165,7 @@ def test_links_are_of_the_same_files(place: Place, tmp_path: Path) -> None:
     target = os.open(tmp_path / "runs", os.O_RDONLY)
     try:
         for _ in range(2):
-            code.link(digest, target, "f:1/v")
+            code.link([digest], target, "f:1/v")
     finally:
         os.close(target)
     linked = tmp_path / "runs" / "f:1" / "v" / "d" / "b"

@@ -232,7 +232,7 @@ class Catalog:
         number = version.code.digest[:20] + (f"-{config.runtime}" if config.runtime else "")
         number += f"-{merged(digests)[:20]}" if digests else ""
         deployment = Deployment(key, number, config, version.requirements)
-        self._code.link(version.code.digest, self._code_fd, deployment.path)
+        self._code.link([version.code.digest], self._code_fd, deployment.path)
         if digests:
             deployment = msgspec.structs.replace(deployment, layers=self.layering.make(deployment.path, digests))
         if version.number != LATEST:

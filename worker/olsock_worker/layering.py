@@ -6,9 +6,7 @@ the last of them that is served or still runs.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -30,14 +28,12 @@ class Layering:
     def __init__(self, code: CodeStore, code_fd: int) -> None:
         self._code, self._code_fd = code, code_fd
         self._used: dict[str, str] = {}  # tree by the path of the version that has it
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(PLACE, 0o755, dir_fd=code_fd)
 
     def make(self, path: str, digests: Sequence[str]) -> str:
         """Make the tree for a version that is at `path`; return its name."""
         name = merged(digests)
         if name:
-            self._code.merge(digests, self._code_fd, f"{PLACE}/{name}")
+            self._code.link(digests, self._code_fd, f"{PLACE}/{name}")
             self._used[path] = name
         return name
 

@@ -85,21 +85,24 @@ class CodeStore:
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
-    def link(self, digest: str, target_fd: int, path: str) -> None:
-        """Make `path` (a name and a version) below another directory of the same file system out of links to contents."""
-        name, _, _ = path.partition("/")
+    def link(self, digests: Sequence[str], target_fd: int, path: str) -> None:
+        """Make `path` (a folder and a name) below another directory of the same file system out of links to contents.
+
+        Later contents are laid over earlier ones. What is there already stays as it is.
+        """
+        folder, _, _ = path.partition("/")
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o755, dir_fd=target_fd)
-        try:
+            os.mkdir(folder, 0o755, dir_fd=target_fd)
+        with contextlib.suppress(FileNotFoundError):
             os.stat(path, dir_fd=target_fd, follow_symlinks=False)
             return
-        except FileNotFoundError:
-            pass
         scratch = f".link-{next(self._numbers)}"
         os.mkdir(scratch, 0o755, dir_fd=target_fd)
         try:
-            with self._open(f"{_CODE}/{digest}") as source, _opened(scratch, target_fd) as target:
-                _link_tree(source, target)
+            with _opened(scratch, target_fd) as target:
+                for digest in digests:
+                    with self._open(f"{_CODE}/{digest}") as source:
+                        _link_tree(source, target)
             os.rename(scratch, path, src_dir_fd=target_fd, dst_dir_fd=target_fd)
         finally:
             shutil.rmtree(scratch, ignore_errors=True, dir_fd=target_fd)
@@ -127,22 +130,6 @@ class CodeStore:
         """Return how many bytes contents have, and how many files."""
         with self._open(f"{_CODE}/{digest}") as fd:
             return _weigh(fd)
-
-    def merge(self, digests: Sequence[str], target_fd: int, path: str) -> None:
-        """Make `path` below another directory of the same file system out of links, later contents over earlier ones."""
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(path, dir_fd=target_fd, follow_symlinks=False)
-            return
-        scratch = f".merge-{next(self._numbers)}"
-        os.mkdir(scratch, 0o755, dir_fd=target_fd)
-        try:
-            with _opened(scratch, target_fd) as target:
-                for digest in digests:
-                    with self._open(f"{_CODE}/{digest}") as source:
-                        _link_tree(source, target)
-            os.rename(scratch, path, src_dir_fd=target_fd, dst_dir_fd=target_fd)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True, dir_fd=target_fd)
 
     def collect(self, referred: Callable[[], set[str]]) -> int:
         """Remove contents that nothing refers to; return how many."""
