@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from olsock_worker.events.interface import Due, Event, Letter, Letters, Loaded, Waiting
-from olsock_worker.store.database import connect
+from olsock_worker.store.database import connect, prepare
 from olsock_worker.store.records import StoreError
 
 if TYPE_CHECKING:
@@ -49,18 +49,10 @@ class SqliteQueue:
         try:
             self._vfs, self._db = connect(directory_fd, FILE)
             with self._db:
-                self._prepare()
+                prepare(self._db, FILE, _TABLES, _FORMAT)
                 self._count()
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
-
-    def _prepare(self) -> None:
-        found = self._db.pragma("user_version")
-        if found == 0:
-            self._db.execute(_TABLES)
-            self._db.pragma("user_version", _FORMAT)
-        elif found != _FORMAT:
-            raise StoreError(f"{FILE} has format {found}, and this worker knows {_FORMAT}: it is another version's")
 
     def _count(self) -> None:
         count, size = self._row("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM letters") or (0, 0)

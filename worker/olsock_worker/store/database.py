@@ -10,6 +10,8 @@ import secrets
 
 import apsw
 
+from olsock_worker.store.records import LATEST, Absent, StoreError
+
 
 class _Directory(apsw.VFS):
     """Files below a descriptor: SQLite itself would look every path up from the root, which may be closed to us."""
@@ -33,3 +35,23 @@ def connect(directory_fd: int, file: str) -> tuple[apsw.VFS, apsw.Connection]:
     for setting, value in (("journal_mode", "wal"), ("synchronous", "full"), ("foreign_keys", True)):
         connection.pragma(setting, value)
     return vfs, connection
+
+
+def prepare(db: apsw.Connection, file: str, tables: str, known: int) -> None:
+    """Make the tables of a new database. Raises `StoreError` for one whose format is not `known`."""
+    found = db.pragma("user_version")
+    if found == 0:
+        db.execute(tables)
+        db.pragma("user_version", known)
+    elif found != known:
+        raise StoreError(f"{file} has format {found}, and this worker knows {known}: it was written by another version")
+
+
+def require(db: apsw.Connection, function: str, qualifier: str) -> None:
+    """Raise `Absent` unless a function has a version, or an alias, of that name."""
+    query = (
+        "SELECT 1 FROM versions WHERE function = ?1 AND CASE number WHEN 0 THEN ?3 ELSE CAST(number AS TEXT) END = ?2"
+    )
+    query += " UNION ALL SELECT 1 FROM aliases WHERE function = ?1 AND name = ?2"
+    if next(iter(db.execute(query, (function, qualifier, LATEST))), None) is None:
+        raise Absent(f"Function not found: {function}" + ("" if qualifier == LATEST else f":{qualifier}"))

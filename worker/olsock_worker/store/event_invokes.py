@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 import apsw
 
+from olsock_worker.store.database import require
 from olsock_worker.store.records import LATEST, Absent, EventInvoke
 
 TABLES = """
@@ -28,7 +29,7 @@ class EventInvokeTable:
         """Set the rules of a version or an alias that exists."""
         values = rules.function, rules.qualifier, rules.retries, rules.age, rules.modified
         with self._transaction() as db:
-            _check(db, rules.function, rules.qualifier)
+            require(db, rules.function, rules.qualifier)
             db.execute(f"INSERT OR REPLACE INTO event_invokes ({_RULES}) VALUES (?, ?, ?, ?, ?)", values)
 
     def get(self, name: str, qualifier: str) -> EventInvoke:
@@ -46,7 +47,7 @@ class EventInvokeTable:
         """Return the rules of a function, by qualifier."""
         query = f"SELECT {_RULES} FROM event_invokes WHERE function = ? AND qualifier > ? ORDER BY qualifier LIMIT ?"
         with self._transaction() as db:
-            _check(db, name, LATEST)
+            require(db, name, LATEST)
             return [EventInvoke(*row) for row in db.execute(query, (name, after, most))]
 
 
@@ -56,19 +57,9 @@ def forget(db: apsw.Connection, name: str, qualifier: str) -> None:
 
 
 def _required(db: apsw.Connection, name: str, qualifier: str) -> EventInvoke:
-    _check(db, name, LATEST)
+    require(db, name, LATEST)
     query = f"SELECT {_RULES} FROM event_invokes WHERE function = ? AND qualifier = ?"
     row = next(iter(db.execute(query, (name, qualifier))), None)
     if row is None:
         raise Absent(f"The function {name}:{qualifier} doesn't have an EventInvokeConfig")
     return EventInvoke(*row)
-
-
-def _check(db: apsw.Connection, name: str, qualifier: str) -> None:
-    """Raise `Absent` if there is no such version or alias."""
-    query = (
-        "SELECT 1 FROM versions WHERE function = ?1 AND CASE number WHEN 0 THEN ?3 ELSE CAST(number AS TEXT) END = ?2"
-    )
-    query += " UNION ALL SELECT 1 FROM aliases WHERE function = ?1 AND name = ?2"
-    if next(iter(db.execute(query, (name, qualifier, LATEST))), None) is None:
-        raise Absent(f"Function not found: {name}" + ("" if qualifier == LATEST else f":{qualifier}"))

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 
 import apsw
 
-from olsock_worker.store.records import Absent, Provision
+from olsock_worker.store.database import require
+from olsock_worker.store.records import Provision
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS provisions (
@@ -26,14 +27,8 @@ class ProvisionTable:
 
     def put(self, provision: Provision) -> None:
         """Set how many there are to be for a version or an alias that exists."""
-        number = provision.qualifier.isdecimal()
-        query = "SELECT 1 FROM versions WHERE function = ? AND number = ?"
-        if not number:
-            query = "SELECT 1 FROM aliases WHERE function = ? AND name = ?"
-        wanted = int(provision.qualifier) if number else provision.qualifier
         with self._transaction() as db:
-            if next(iter(db.execute(query, (provision.function, wanted))), None) is None:
-                raise Absent(f"Function not found: {provision.function}:{provision.qualifier}")
+            require(db, provision.function, provision.qualifier)
             values = provision.function, provision.qualifier, provision.instances, provision.modified
             db.execute(f"INSERT OR REPLACE INTO provisions ({_PROVISION}) VALUES (?, ?, ?, ?)", values)
 

@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from olsock_worker.store import event_invokes, layers, provisions, urls
-from olsock_worker.store.database import connect
+from olsock_worker.store.database import connect, prepare
 from olsock_worker.store.event_invokes import EventInvokeTable
 from olsock_worker.store.layers import LayerTable
 from olsock_worker.store.provisions import ProvisionTable
@@ -54,6 +54,8 @@ _DIGESTS = """
 SELECT digest FROM versions UNION SELECT digest FROM layer_versions
 UNION SELECT json_extract(each.value, '$.digest') FROM versions, json_each(configuration, '$.layers') AS each
 """
+_BELONGINGS = urls, provisions, event_invokes  # what goes with a version or an alias
+_PARTS = *_BELONGINGS, layers
 _VERSION = "function, number, digest, sha256, size, ol_yaml, configuration, requirements, revision, modified"
 _ALIAS = "function, name, version, weights, description, revision"
 
@@ -65,23 +67,13 @@ class SqliteStore:
         try:
             self._vfs, self._db = connect(directory_fd, FILE)
             with self._db:
-                self._prepare()
+                prepare(self._db, FILE, _TABLES, _FORMAT)
+                self._db.execute("".join(part.TABLES for part in _PARTS))
         except apsw.Error as error:
             raise StoreError(f"{FILE}: {error}") from None
         self.urls, self.layers = UrlTable(self._transaction), LayerTable(self._transaction)
         self.provisions = ProvisionTable(self._transaction)
         self.event_invokes = EventInvokeTable(self._transaction)
-
-    def _prepare(self) -> None:
-        found = self._db.pragma("user_version")
-        if found == 0:
-            self._db.execute(_TABLES)
-            self._db.pragma("user_version", _FORMAT)
-        elif found != _FORMAT:
-            raise StoreError(
-                f"{FILE} has format {found}, and this worker knows {_FORMAT}: it was written by another version"
-            )
-        self._db.execute(urls.TABLES + layers.TABLES + provisions.TABLES + event_invokes.TABLES)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -170,8 +162,7 @@ class SqliteStore:
             if users:
                 raise Conflict(f"version {number} of {name} is used by the aliases {users}")
             db.execute("DELETE FROM versions WHERE function = ? AND number = ?", (name, _number(number)))
-            provisions.forget(db, name, number)
-            event_invokes.forget(db, name, number)
+            self._forget(db, name, number)
 
     def version(self, name: str, number: str) -> Version:
         """Return one version."""
@@ -231,9 +222,7 @@ class SqliteStore:
         with self._transaction() as db:
             self._version(db, name, LATEST)
             db.execute("DELETE FROM aliases WHERE function = ? AND name = ?", (name, alias))
-            urls.forget(db, name, alias)
-            provisions.forget(db, name, alias)
-            event_invokes.forget(db, name, alias)
+            self._forget(db, name, alias)
 
     def alias(self, name: str, alias: str) -> Alias:
         """Return one alias."""
@@ -302,6 +291,11 @@ class SqliteStore:
         self._db.close()
 
     # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def _forget(self, db: apsw.Connection, name: str, qualifier: str) -> None:
+        """Remove what belongs to a version or an alias that is being removed."""
+        for table in _BELONGINGS:
+            table.forget(db, name, qualifier)
 
     def _row(self, db: apsw.Connection, query: str, *values: str | int) -> tuple[Any, ...] | None:
         return next(iter(db.execute(query, values)), None)
