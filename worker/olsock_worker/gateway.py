@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from olsock.runtime.wire import WireError
 from olsock_worker import heads
+from olsock_worker.configurations import ACCOUNT
 from olsock_worker.handshakes import RefusedError
 from olsock_worker.heads import Head
 from olsock_worker.ol_yaml import METHODS
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _TARGET = re.compile(r"/[!-~]*")
 _QUERY = re.compile(r"[!-~]*")
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _TEXT = ("text/", "application/json", "application/javascript", "application/xml")  # sent as it is, the rest in base64
 
 
@@ -72,7 +71,6 @@ _decode = msgspec.json.Decoder(_Event).decode
 _decode_status = msgspec.json.Decoder(_Status).decode
 _decode_result = msgspec.json.Decoder(_Result).decode
 _PAIRS = 1000  # of a query that are told one by one
-_BODILESS = frozenset((204, 205, 304))
 
 
 class ResultError(ValueError):
@@ -94,7 +92,7 @@ def unfold(call: Call) -> None:
             and event.request_context.http.method in METHODS
             and _TARGET.fullmatch(event.raw_path)
             and _QUERY.fullmatch(event.raw_query_string)
-            and all(_NAME.fullmatch(name) and _VALUE.fullmatch(value) for name, value in headers.items())
+            and all(heads.TOKEN.fullmatch(name) and heads.VALUE.fullmatch(value) for name, value in headers.items())
         )
         if not good:
             raise ValueError("not of version 2.0, or no method, path, query or header that HTTP knows")
@@ -167,7 +165,7 @@ def event(call: Call, fields: list[tuple[str, str]], url_id: str, client: str, k
     host = headers.get("host", "")
     now = time()
     context: dict[str, object] = {
-        "accountId": "anonymous" if key is None else "000000000000",
+        "accountId": "anonymous" if key is None else ACCOUNT,
         "apiId": url_id,
         "domainName": host.rpartition("@")[2].partition(":")[0] or url_id,
         "domainPrefix": url_id,
@@ -185,7 +183,7 @@ def event(call: Call, fields: list[tuple[str, str]], url_id: str, client: str, k
         "timeEpoch": int(now * 1000),
     }
     if key is not None:
-        context["authorizer"] = {"iam": {"accessKey": key, "accountId": "000000000000", "callerId": key, "userId": key}}
+        context["authorizer"] = {"iam": {"accessKey": key, "accountId": ACCOUNT, "callerId": key, "userId": key}}
     made: dict[str, object] = {
         "version": "2.0",
         "routeKey": "$default",
@@ -240,7 +238,7 @@ def interpret(result: bytes) -> tuple[Head, bytes]:
         raise ResultError("a header that HTTP does not have") from None
     except (msgspec.MsgspecError, binascii.Error, UnicodeError) as error:
         raise ResultError(str(error)) from None
-    if status not in _BODILESS and all(name.lower() != "content-type" for name, _ in kept):
+    if status not in heads.EMPTY and all(name.lower() != "content-type" for name, _ in kept):
         kept.append(("content-type", "application/json"))
     return Head(status, "".join(f"{name}: {value}\r\n" for name, value in kept).encode("latin-1")), body
 

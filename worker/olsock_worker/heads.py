@@ -19,10 +19,10 @@ HOP_BY_HOP = frozenset(
 )
 _PROXY = "proxy-"
 _OURS = frozenset(("date", "x-request-id"))
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
-_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH = re.compile(r"[0-9]{1,18}")
-_EMPTY = frozenset((204, 205, 304))  # statuses of replies without a body
+EMPTY = frozenset((204, 205, 304))  # statuses of replies without a body
 
 
 class _Meta(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,7 +48,7 @@ class Head(NamedTuple):
 
     def bodyless(self, method: str) -> bool:
         """Say whether a client must get no body, whatever the function sends."""
-        return method == "HEAD" or self.status in _EMPTY
+        return method == "HEAD" or self.status in EMPTY
 
     def framing(self, method: str, size: int | None) -> bytes:
         """Return the line about the length, for a body of `size` bytes (None: not known yet)."""
@@ -69,7 +69,7 @@ def read(meta: bytes) -> Head:
         kind = given.content_type
         if kind is None or given.stream or not responses.content_type_ok(kind):
             raise WireError("a reply with a content type that cannot be sent on")
-        lines = b"" if given.status in _EMPTY else b"content-type: %b\r\n" % kind.encode("ascii")
+        lines = b"" if given.status in EMPTY else b"content-type: %b\r\n" % kind.encode("ascii")
         return Head(given.status, lines)
     if given.content_type is not None:
         raise WireError("a reply with headers and a content type beside them")
@@ -91,7 +91,7 @@ def checked(
     lengths: list[str] = []
     dropped = HOP_BY_HOP | _OURS | without
     for name, value in headers:
-        if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+        if not TOKEN.fullmatch(name) or not VALUE.fullmatch(value):
             raise WireError("a reply with a header that cannot be sent on")
         key = name.lower()
         if key == "connection":
