@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CONTROL = (b"/2015-03-31/functions", b"/registry/", b"/2018-10-31/layers/")
 _UPLOAD = re.compile(rb"/2015-03-31/functions(/|/[^/?]+/code)?|/registry/[^/?]+|/2018-10-31/layers/[^/?]+/versions")
+_API = re.compile(rb"/20\d\d-\d\d-\d\d/")  # how paths of AWS's begin
 _BEAT = 0.25  # seconds; the deadlines of connections are whole seconds
 
 
@@ -68,6 +69,12 @@ class Edge:
     def largest_body(self, target: bytes) -> int:
         """Return how many bytes of a body a request may have: one that brings code more than others."""
         return self._largest[target.startswith(_CONTROL) and _UPLOAD.fullmatch(target) is not None]
+
+    def too_large(self, target: bytes) -> str:
+        """Return what AWS calls a body over that: it has a word for calls, and one for all else; "" for paths of ours."""
+        if not _API.match(target):
+            return ""
+        return "RequestTooLargeException" if b"/invocations" in target else "RequestEntityTooLargeException"
 
     def hold(self, size: int) -> bool:
         """Take (or, negative, give back) bytes of the budget for request bodies."""

@@ -28,7 +28,6 @@ _EARLY = 65_536  # bytes
 _CHUNKED = 9  # bytes that one byte of a body may take: even in a chunk by itself it is six
 _ONCE = frozenset(("host", "content-length", "transfer-encoding", "content-type", "expect", "authorization"))
 _HERE = ("127.0.0.1", 0)
-_API = re.compile(rb"/20\d\d-\d\d-\d\d/")  # how paths of AWS's begin
 _BAD = (400, "bad_request")
 
 
@@ -302,8 +301,4 @@ class Connection(Replies):
 
     def _too_large(self) -> None:
         message = f"request body over {self.edge.largest_body(self._target)} bytes"
-        api = ""
-        if _API.match(self._target):  # AWS has a word for calls, and one for all else
-            call = b"/invocations" in self._target
-            api = "RequestTooLargeException" if call else "RequestEntityTooLargeException"
-        self._refuse(413, "body_too_large", message, api)
+        self._refuse(413, "body_too_large", message, self.edge.too_large(self._target))
