@@ -68,6 +68,13 @@ class Failure(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
+def over(room: int | str) -> Failure:
+    """Return the failure of a result, or what was collected of one, that is longer than `room` bytes: in AWS's words."""
+    return Failure(
+        "reply_too_large", "", f"Response payload size exceeded maximum allowed payload size ({room} bytes)."
+    )
+
+
 class Call:
     """A parsed request, and the way back to whoever sent it."""
 

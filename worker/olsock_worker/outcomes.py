@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from olsock_worker import responses
-from olsock_worker.calls import Failure
+from olsock_worker.calls import Failure, over
 from olsock_worker.instances import State
 from olsock_worker.policy.retries import Retries
 from olsock_worker.responses import JSON, Error
@@ -208,10 +208,8 @@ class Outcomes(ABC):
     def condemned(self, instance: Instance, why: str, kind: str) -> None:
         """Answer for a sandbox that was killed for what it sent."""
         self._worker_log("warning", "condemned", function=self.name, instance=instance.id, why=why)
-        most = self.fleet.settings.http.reply
         if kind == "reply_too_large":
-            message = f"Response payload size exceeded maximum allowed payload size ({most} bytes)."
-            self._gone(instance, 502, "reply_too_large", message)
+            self._gone(instance, 502, "reply_too_large", over(self.fleet.settings.http.reply).message)
         else:
             self._gone(instance, 502, "bad_reply", "the function's sandbox sent what is not a reply")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from olsock_worker import gateway, responses
+from olsock_worker import calls, gateway, responses
 from olsock_worker.aws import names
 from olsock_worker.aws.errors import ApiError, absent, invalid
 from olsock_worker.aws.messages import Answer, Request
@@ -186,9 +186,7 @@ class Invocation:
         """Collect a part."""
         room = self._function.fleet.settings.http.reply
         if len(self._parts) + len(data) > int(room):
-            self._inner.failure = Failure(
-                "reply_too_large", "", f"Response payload size exceeded maximum allowed payload size ({room} bytes)."
-            )
+            self._inner.failure = calls.over(room)
         else:
             self._parts += data
 
