@@ -17,18 +17,11 @@ from olsock_worker.cli_backup import backup, restore
 from olsock_worker.cli_dead_letters import dead_letters
 from olsock_worker.cli_fn import fn
 from olsock_worker.cli_logs import logs
+from olsock_worker.commands import state_option
 from olsock_worker.settings import STATE, SettingsError, load
 from olsock_worker.state import Running, running
 
 _PIPE_WIDTH = 240
-_state_option = click.option(
-    "--state",
-    metavar="DIR",
-    default=STATE,
-    show_default=True,
-    envvar="OLSOCK_WORKER_STATE",
-    help="State directory of the worker.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -136,7 +129,7 @@ def up(config: str | None, packages: tuple[str, ...], **options: str | int | Non
 
 
 @main.command()
-@_state_option
+@state_option()
 def status(state: str) -> None:
     """Print what the worker of STATE says about itself.
 
@@ -152,7 +145,7 @@ def status(state: str) -> None:
 
 
 @main.command()
-@_state_option
+@state_option()
 @click.argument("name")
 def lock(state: str, name: str) -> None:
     """Print what the requirements of the function NAME were resolved to.
@@ -169,7 +162,7 @@ def lock(state: str, name: str) -> None:
 
 
 @main.command()
-@_state_option
+@state_option()
 @click.option("--svg", metavar="FILE", type=click.Path(dir_okay=False), help="Write a picture there instead.")
 def tree(state: str, svg: str | None) -> None:
     """Draw the zygote trees of the worker of STATE: memory, hits, and the milliseconds that they have saved.
@@ -201,7 +194,7 @@ main.add_command(restore)
 
 
 @main.command()
-@_state_option
+@state_option()
 @click.option(
     "--timeout", type=float, default=60.0, show_default=True, metavar="SECONDS", help="How long to wait for its end."
 )

@@ -12,23 +12,16 @@ from typing import IO
 import click
 
 from olsock_worker import privileges
-from olsock_worker.settings import STATE, SettingsError
+from olsock_worker.commands import state_option
+from olsock_worker.settings import SettingsError
 from olsock_worker.state import StateDirectory
 
 _CHANGED, _TRIES = 75, 10
 _PARTS = ("store", "locks")
-_state_option = click.option(
-    "--state",
-    metavar="DIR",
-    default=STATE,
-    show_default=True,
-    envvar="OLSOCK_WORKER_STATE",
-    help="State directory of the worker.",
-)
 
 
 @click.command()
-@_state_option
+@state_option()
 @click.argument("file", type=click.Path(dir_okay=False))
 def backup(state: str, file: str) -> None:
     """Write all that is deployed over the control API in STATE to FILE, while the worker runs or not.
@@ -61,7 +54,7 @@ def backup(state: str, file: str) -> None:
 
 
 @click.command()
-@_state_option
+@state_option()
 @click.option("--user", metavar="USER", default="", help="Who the front will be: as for `up`.")
 @click.argument("file", type=click.Path(dir_okay=False, exists=True))
 def restore(state: str, user: str, file: str) -> None:

@@ -14,11 +14,10 @@ from pathlib import Path
 import click
 import msgspec
 
-from olsock_worker.commands import remote, url_option
+from olsock_worker.commands import remote, state_option, url_option
 from olsock_worker.local import Local, LocalError
 from olsock_worker.logs import escape
 from olsock_worker.records import LogReader, Record, parse, shown
-from olsock_worker.settings import STATE
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}(:[0-9]+)?", re.ASCII)
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd])", re.ASCII)
@@ -72,14 +71,7 @@ def _since(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option("--instance", type=int, metavar="N", help="Of one instance.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, with the text as it was printed.")
 @url_option
-@click.option(
-    "--state",
-    metavar="DIR",
-    default=STATE,
-    show_default=True,
-    envvar="OLSOCK_WORKER_STATE",
-    help="State directory of the worker, which need not run.",
-)
+@state_option(help="State directory of the worker, which need not run.")
 @click.pass_context
 def logs(
     context: click.Context,

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,6 +21,22 @@ from olsock_worker.state import running
 _PIPE_WIDTH = 240
 _URL = "olsock_worker.url"  # in what a command's context has of ours
 _Given = ParamSpec("_Given")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def state_option(
+    name: str = "state", help: str = "State directory of the worker.", callback: Callable[..., object] | None = None
+) -> Callable[[_Command], _Command]:
+    """Return the option `--state`, by which a worker is found; its value is the parameter `name`."""
+    return click.option(
+        *("--state", name),
+        metavar="DIR",
+        default=STATE,
+        show_default=True,
+        envvar="OLSOCK_WORKER_STATE",
+        callback=callback,
+        help=help,
+    )
 
 
 def in_group(group: click.Group) -> Callable[[Callable[_Given, None]], click.Command]:
@@ -44,15 +60,7 @@ def _command(group: click.Group, work: Callable[_Given, None]) -> click.Command:
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'the worker'}: {error.strerror or error}") from None
 
-    state = click.option(
-        *("--state", "worker"),
-        metavar="DIR",
-        default=STATE,
-        show_default=True,
-        envvar="OLSOCK_WORKER_STATE",
-        callback=_found,
-        help="State directory of the worker.",
-    )
+    state = state_option("worker", callback=_found)
     as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     return group.command(name=work.__name__.rstrip("_").replace("_", "-"))(state(url_option(as_json(run))))
 
