@@ -130,14 +130,13 @@ class Instance:
             self.deadline = until
         if self.contract != EVENT and not self._asks_plainly(call):
             return
-        told = int((_WALL_CLOCK + until) * 1000)
-        meta = _encode(forwarding.event(call, told))
-        body = call.body
-        if len(meta) + len(body) + wire.META.size <= wire.MAX_PAYLOAD:
-            self._outbox.send(wire.message(wire.REQUEST, call.number, meta, body))
-        else:
-            self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, body))
+        self._tell(call, until)
         self.function.fleet.wake()
+
+    def _tell(self, call: Call, until: float) -> None:
+        """Send a call to a function that takes events."""
+        meta = _encode(forwarding.event(call, int((_WALL_CLOCK + until) * 1000)))
+        self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, call.body))
 
     def _asks_plainly(self, call: Call) -> bool:
         """Say whether a call is to be sent as to an event handler; if not, do what is to be done instead."""
@@ -171,9 +170,7 @@ class Instance:
         if self.contract != EVENT and self.contract != STREAM:
             self._ask(call)
             return
-        told = int((_WALL_CLOCK + self.deadline) * 1000)
-        meta = _encode(forwarding.event(call, told))
-        self._outbox.send(*wire.split_message(wire.REQUEST, call.number, meta, call.body))
+        self._tell(call, self.deadline)
 
     def _decline(self) -> None:
         """Be free of a call that was not sent."""
