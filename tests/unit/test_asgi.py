@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,8 @@ import pytest
 from olsock.errors import InvocationError
 from olsock.runtime import wire
 from support.boxes import SOON, WebBox
-from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
-    found = interpreter(request.param)
-    if found is None:
-        pytest.skip(f"no CPython {request.param} on this machine")
-    return found
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[WebBox]:
-    made = WebBox(tmp_path / "code")
-    yield made
-    made.close()
 
 
 # What most applications here are made of: `scope`, `receive` and `send` of a request at hand.

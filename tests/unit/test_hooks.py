@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from support.documents import ROOT
-from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
 
@@ -41,14 +40,6 @@ def get_before_snapshot():
 def get_after_restore():
     return _after_restore_registry
 """
-
-
-@pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
-    found = interpreter(request.param)
-    if found is None:
-        pytest.skip(f"no CPython {request.param} on this machine")
-    return found
 
 
 def run(python: str, script: str, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from support.documents import ROOT
-from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
 
@@ -34,14 +33,6 @@ def measured(*names):
 def tell(*what):
     print(json.dumps(what))
 """
-
-
-@pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
-    found = interpreter(request.param)
-    if found is None:
-        pytest.skip(f"no CPython {request.param} on this machine")
-    return found
 
 
 class Packages:

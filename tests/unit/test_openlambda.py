@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from support.boxes import SOON, WebBox
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[WebBox]:
-    made = WebBox(tmp_path / "code")
-    yield made
-    made.close()
 
 
 def test_a_reply_without_content_length_ends(box: WebBox) -> None:

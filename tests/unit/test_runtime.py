@@ -24,17 +24,8 @@ from olsock.channel import Channel
 from olsock.errors import InvocationError, SandboxDeadError
 from olsock.runtime import wire
 from support.boxes import RUNTIME, SOON, Box
-from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
-    found = interpreter(request.param)
-    if found is None:
-        pytest.skip(f"no CPython {request.param} on this machine")
-    return found
 
 
 @pytest.fixture

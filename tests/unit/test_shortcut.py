@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from support.documents import ROOT
-from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
 
@@ -51,14 +50,6 @@ if module is not None:
         told["reloaded"] = __import__("importlib").reload(module) is module
 print(json.dumps([told, len(noted)]))
 """
-
-
-@pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
-    found = interpreter(request.param)
-    if found is None:
-        pytest.skip(f"no CPython {request.param} on this machine")
-    return found
 
 
 def both(python: str, code: Path, before: str = "") -> tuple[dict[str, Any], dict[str, Any], bool]:

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from olsock.runtime import wire
 from support.boxes import WebBox
-from support.interpreters import VERSIONS, interpreter
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(params=VERSIONS)
-def python(request: pytest.FixtureRequest) -> str:
-    found = interpreter(request.param)
-    if found is None:
-        pytest.skip(f"no CPython {request.param} on this machine")
-    return found
-
-
-@pytest.fixture
-def box(tmp_path: Path) -> Iterator[WebBox]:
-    made = WebBox(tmp_path / "code")
-    yield made
-    made.close()
 
 
 ENVIRON = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from worker_process import WorkerProcess
@@ -74,6 +75,16 @@ def worker(
     finally:
         process.kill()
         invariants.SHARED.discard(pid)
+
+
+@pytest.fixture(scope="module")
+def aws(worker: WorkerProcess) -> Iterator[Any]:
+    """A client of AWS's for the module's worker; modules override it. Every reply is held against AWS's own model."""
+    from aws_client import client
+
+    made = client(worker)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,6 @@ from worker_process import WorkerProcess
 pytestmark = pytest.mark.system
 
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:"
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def refused(kind: str, call: Callable[..., Any], *words: str, **given: Any) -> str:

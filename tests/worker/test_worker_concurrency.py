@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from aws_client import client, create
+from aws_client import create
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,13 +81,6 @@ def config() -> str:
 @pytest.fixture(scope="module")
 def functions() -> dict[str, tuple[str, str]]:
     return {"nap": (NAP, "memory: 32M\n"), "other": (NAP, "memory: 32M\n"), "one": (NAP, "concurrency: 1\n")}
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def busy(worker: WorkerProcess, name: str, calls: int, seconds: float) -> Callable[[], list[Reply]]:

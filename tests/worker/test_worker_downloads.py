@@ -9,26 +9,18 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from aws_client import ROLE, active, client, create, invoke, zipped
+from aws_client import ROLE, active, create, invoke, zipped
 from worker_process import WorkerProcess
 
 from olsock_worker.downloads import Downloads
 
 pytestmark = pytest.mark.system
 FILES: dict[str, str | bytes] = {"app.py": "def handler(e, c): return 1\n", "deep/er/x": b"\0\xff" * 1000, "empty": b""}
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def fetch(url: str) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -52,13 +52,6 @@ def functions() -> dict[str, tuple[str, str]]:
 @pytest.fixture(scope="module")
 def config() -> str:
     return CONFIG
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def send(aws: Any, name: str, event: Any = None, **more: Any) -> str:

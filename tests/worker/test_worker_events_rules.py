@@ -17,13 +17,6 @@ pytestmark = pytest.mark.system
 ARN = "arn:aws:lambda:us-east-1:000000000000:function:ruled"
 
 
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def ruled(aws: Any) -> Iterator[str]:
     create(aws, "ruled", Publish=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -39,13 +39,6 @@ def handler(event, context):
 @pytest.fixture(scope="module")
 def config() -> str:
     return 'registry_check = 0.2\ncode = "1M"\n'
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def publish(aws: Any, name: str, files: dict[str, str | bytes], **more: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,13 +31,6 @@ ABSENT = "ProvisionedConcurrencyConfigNotFoundException"
 def config() -> str:
     # Idle instances go after half a second, and a blink of grace, unless they are provisioned.
     return "registry_check = 0.2\ngrace = 0.01\nkeep_alive = 0.5\ninstances = 8\n"
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def put(aws: Any, name: str, qualifier: str, count: int) -> Any:

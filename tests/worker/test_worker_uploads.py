@@ -11,13 +11,12 @@ import tarfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_client import ROLE, client, zipped
+from aws_client import ROLE, zipped
 from botocore.exceptions import ClientError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,13 +33,6 @@ QUICK = 'registry_check = 0.2\ncode = "4M"\ncode_files = 100\n'
 @pytest.fixture(scope="module")
 def config() -> str:
     return QUICK
-
-
-@pytest.fixture(scope="module")
-def aws(worker: WorkerProcess) -> Iterator[Any]:
-    made = client(worker)
-    yield made
-    made.close()
 
 
 def special(name: str, mode: int, data: bytes = b"/etc/passwd") -> bytes:
