@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-DOUBLE = '''
-import json, os, struct, sys, time
-from urllib.parse import unquote
-
-HEADER = struct.Struct("<BBHIQ")
-REQUEST, BODY, READY, REPLY, ERROR, ACCEPT, MESSAGE, CLOSE, DISCONNECT = 2, 3, 4, 5, 6, 9, 10, 11, 12
-MORE = 1
-
+# How code in a sandbox finds the channel to the host, which nobody has told it of.
+CHANNEL = """
+import os
 
 def channel():
     for fd in os.listdir("/proc/self/fd"):
@@ -24,6 +19,16 @@ def channel():
                 return int(fd)
         except OSError:
             pass
+"""
+DOUBLE = (
+    CHANNEL
+    + '''
+import json, os, struct, sys, time
+from urllib.parse import unquote
+
+HEADER = struct.Struct("<BBHIQ")
+REQUEST, BODY, READY, REPLY, ERROR, ACCEPT, MESSAGE, CLOSE, DISCONNECT = 2, 3, 4, 5, 6, 9, 10, 11, 12
+MORE = 1
 
 
 FD = channel()
@@ -128,6 +133,7 @@ def serve(contract):
 def f(event):
     return "not taken over"
 '''
+)
 
 
 def double(contract: str) -> str:
