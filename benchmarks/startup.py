@@ -8,10 +8,8 @@ http (a warm function behind the worker), cycles (does anything grow). Needs roo
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,9 +22,10 @@ from statistics import linear_regression
 import cycles
 import echoes
 import peers
+import sections
 import servers
 from measure import Row, Samples, absolute, compare, interleave, show, timed
-from report import console, describe_host, errors, progress, publish
+from report import errors, progress
 
 import olsock
 
@@ -298,22 +297,10 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there as well")
+    parser = sections.parser(__doc__, SECTIONS)
     parser.add_argument("--rounds", type=int, default=0, help="measurements of each kind (200; 30 with --quick)")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of several: to see that it runs")
-    parser.add_argument("--only", action="append", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
-    given = parser.parse_args()
-    if os.geteuid() != 0:
-        parser.error("root is needed to make sandboxes")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # 500 live functions have several descriptors each
-    options = Options(given.rounds or (30 if given.quick else 200), given.quick)
-    console.print(describe_host())
-    rows: list[Row] = []
-    for name in given.only or SECTIONS:
-        rows += SECTIONS[name](options)
-    publish(rows, given.json)
+    given = sections.parse(parser)
+    sections.run(SECTIONS, given, Options(given.rounds or (30 if given.quick else 200), given.quick))
     return 0
 
 

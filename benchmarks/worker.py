@@ -8,12 +8,10 @@ functions (1,000 deployed: start of the worker, and the way to one of them). Nee
 
 from __future__ import annotations
 
-import argparse
 import base64
 import http.client
 import io
 import json
-import os
 import sys
 import tempfile
 import time
@@ -27,9 +25,10 @@ import apsw
 import echoes
 import peers
 import psutil
+import sections
 import servers
 from measure import Row, Samples, absolute, compare, interval, show
-from report import console, describe_host, errors, progress, publish
+from report import errors, progress
 
 LATENCY, RATE = 2.0, 0.6  # targets against uvicorn
 ACCEPTS = 2000.0  # a second
@@ -198,19 +197,8 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there as well")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of several: to see that it runs")
-    parser.add_argument("--only", action="append", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
-    given = parser.parse_args(arguments)
-    if os.geteuid() != 0:
-        parser.error("root is needed to make sandboxes")
-    options = Options(given.quick)
-    console.print(describe_host())
-    rows: list[Row] = []
-    for name in given.only or SECTIONS:
-        rows += SECTIONS[name](options)
-    publish(rows, given.json)
+    given = sections.parse(sections.parser(__doc__, SECTIONS), arguments)
+    sections.run(SECTIONS, given, Options(given.quick))
     return 0
 
 

@@ -9,9 +9,6 @@ in the first run. README.md says how each is measured.
 
 from __future__ import annotations
 
-import argparse
-import os
-import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +21,11 @@ import charts
 import instances
 import peers
 import replay
+import sections
 import servers
 import workload
 from measure import Row, Samples, compare, interleave, show, timed
-from report import console, describe_host, errors, progress, publish
+from report import errors, progress
 from startup import code_directory, fork_once
 from workload import PANDAS
 
@@ -159,23 +157,11 @@ SECTIONS: dict[str, Callable[[Options], Iterator[Row]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the rows there as well")
+    parser = sections.parser(__doc__, SECTIONS)
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw throughput, memory and latencies")
-    parser.add_argument("--quick", action="store_true", help="a minute instead of several: to see that it runs")
-    parser.add_argument("--only", action="append", choices=list(SECTIONS), metavar="SECTION", help=", ".join(SECTIONS))
-    given = parser.parse_args(arguments)
-    if os.geteuid() != 0:
-        parser.error("root is needed to make sandboxes")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    given = sections.parse(parser, arguments)
     options = Options.of(given.quick)
-    host = describe_host()
-    console.print(host)
-    rows: list[Row] = []
-    for name in given.only or SECTIONS:
-        rows += SECTIONS[name](options)
-    publish(rows, given.json)
+    host = sections.run(SECTIONS, given, options)
     if given.plot:
         charts.draw(given.plot, options.tried, options.tiers, host)
     return 0
