@@ -128,6 +128,14 @@ class Catalog:
             after = page[-1].function
         await self.collect()
 
+    async def change(
+        self, name: str, method: Callable[_Given, _Result], *given: _Given.args, **named: _Given.kwargs
+    ) -> _Result:
+        """Change something that a function has beside its versions, and take it over. `writing` has to be held."""
+        result = await self.ask(method, *given, **named)
+        await self.refresh(name)
+        return result
+
     async def refresh(self, name: str) -> None:
         """Take over what the store has about a function beside its versions."""
         self._take(name, await self.ask(self._read, name))
@@ -308,14 +316,6 @@ class Catalog:
     def url(self, number: str) -> FunctionUrl | None:
         """Return a function URL by its id."""
         return self._urls.get(number)
-
-    def throttled(self, name: str) -> str:
-        """Say why no further call of a function is taken now, in AWS's words; "" if one is."""
-        return self._fleet.concurrency.over(name)
-
-    def off(self, name: str) -> bool:
-        """Say whether no call of a function may run at all."""
-        return self._fleet.concurrency.off(name)
 
     def event_invoke(self, name: str, qualifier: str) -> EventInvoke | None:
         """Return the rules for events that are set for a version or an alias."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,10 @@ import msgspec
 
 from olsock_worker.aws import names
 from olsock_worker.aws.errors import ApiError, absent, invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.shapes import Shape
 from olsock_worker.events.backlog import QueueFull
+from olsock_worker.store.sqlite import moment
 
 if TYPE_CHECKING:
     from olsock_worker.events.dispatcher import Dispatcher
@@ -32,10 +32,7 @@ class DeadLetters:
         if not (after.isascii() and after.isdecimal() and len(after) < 19) and after:
             raise invalid(f"Marker {after[:50]!r}: expected the NextMarker of an earlier answer")
         found = await self._events.writer.ask(partial(self._events.queue.dead, name, int(after or 0), most + 1))
-        answer: Shape = {"DeadLetters": [_shape(each) for each in found[:most]]}
-        if len(found) > most:
-            answer["NextMarker"] = str(found[most - 1].event.number)
-        return Answer(200, answer)
+        return page("DeadLetters", found, most, _shape, lambda each: str(each.event.number))
 
     async def show(self, request: Request) -> Answer:
         """Show one dead letter, with its payload."""
@@ -86,12 +83,8 @@ def _shape(letter: Letter) -> Shape:
         "Attempts": event.attempts,
         "ErrorType": letter.error_type,
         "ErrorMessage": letter.error_message,
-        "Accepted": _moment(event.accepted),
-        "Died": _moment(letter.died),
+        "Accepted": moment(event.accepted),
+        "Died": moment(letter.died),
         "PayloadSize": len(event.payload),
     }
     return {name: value for name, value in shape.items() if value not in (None, "")}
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000"

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from olsock_worker.aws import names, parameters
 from olsock_worker.aws.errors import invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.shapes import Shape
 from olsock_worker.store.records import LATEST, EventInvoke
 
@@ -70,8 +70,7 @@ class EventInvokes:
         return Answer(200, _shape(rules))
 
     async def _set(self, rules: EventInvoke) -> None:
-        await self._catalog.ask(self._store.put, rules)
-        await self._catalog.refresh(rules.function)
+        await self._catalog.change(rules.function, self._store.put, rules)
 
     async def get(self, request: Request) -> Answer:
         """GetFunctionEventInvokeConfig."""
@@ -81,8 +80,7 @@ class EventInvokes:
         """DeleteFunctionEventInvokeConfig."""
         name, qualifier = _named(request)
         async with self._catalog.writing:
-            await self._catalog.ask(self._store.delete, name, qualifier)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.delete, name, qualifier)
         return Answer(204)
 
     async def list(self, request: Request) -> Answer:
@@ -90,10 +88,7 @@ class EventInvokes:
         name = names.plain(request.names[0])
         after, most = request.page()
         found = await self._catalog.ask(self._store.list, name, after, most + 1)
-        answer: Shape = {"FunctionEventInvokeConfigs": [_shape(each) for each in found[:most]]}
-        if len(found) > most:
-            answer["NextMarker"] = found[most - 1].qualifier
-        return Answer(200, answer)
+        return page("FunctionEventInvokeConfigs", found, most, _shape, lambda each: each.qualifier)
 
 
 def _named(request: Request) -> tuple[str, str]:

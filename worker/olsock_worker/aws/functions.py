@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from olsock_worker import configurations
 from olsock_worker.aws import names, parameters, shapes
 from olsock_worker.aws.errors import ApiError, invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.parameters import (
     Concurrency,
     CreateFunction,
@@ -264,18 +265,12 @@ class Functions:
         after, most = request.page()
         if request.query("FunctionVersion") not in (None, "ALL"):
             raise invalid("FunctionVersion: expected ALL, or nothing")
-        if request.query("FunctionVersion"):
-            found = await self._catalog.ask(self._every_version, after, most + 1)
-            marker = f"{found[most - 1].function}:{found[most - 1].number}" if len(found) > most else ""
-        else:
-            found = await self._catalog.ask(self._store.functions, after, most + 1)
-            marker = found[most - 1].function if len(found) > most else ""
-        answer: Shape = {"Functions": [self.shape(each, qualified=True) for each in found[:most]]}
         if request.query("FunctionVersion") is None:
-            answer["Functions"] = [self.shape(each) for each in found[:most]]
-        if marker:
-            answer["NextMarker"] = marker
-        return Answer(200, answer)
+            found = await self._catalog.ask(self._store.functions, after, most + 1)
+            return page("Functions", found, most, self.shape, lambda each: each.function)
+        found = await self._catalog.ask(self._every_version, after, most + 1)
+        shape = partial(self.shape, qualified=True)
+        return page("Functions", found, most, shape, lambda each: f"{each.function}:{each.number}")
 
     def _every_version(self, after: str, most: int) -> list[Version]:
         """Return versions of all functions, those of one behind each other, after "name:number"."""
@@ -319,8 +314,7 @@ class Functions:
                     "Specified ReservedConcurrentExecutions for function decreases account's UnreservedConcurrentExecution "
                     f"below its minimum value of [{concurrency.least}]."
                 )
-            await self._catalog.ask(self._store.reserve, name, calls)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.reserve, name, calls)
 
     async def get_concurrency(self, request: Request) -> Answer:
         """GetFunctionConcurrency."""

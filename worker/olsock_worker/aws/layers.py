@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from olsock_worker.aws import names, parameters, shapes
 from olsock_worker.aws.errors import invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.parameters import PublishLayerVersion
 from olsock_worker.aws.shapes import Shape
 from olsock_worker.store.records import Absent, Code, Layer, LayerVersion
@@ -62,41 +62,27 @@ class Layers:
             name, number = names.layer_version(request.query("Arn") or "")
             return Answer(200, self._shape(request, await self._catalog.ask(self._store.version, name, number)))
         after, most = request.page()
-        found, more = await self._catalog.ask(self._newest, after, most, _matching(request))
-        listed = [
-            {
-                "LayerName": each.name,
-                "LayerArn": names.layer_arn(each.name),
-                "LatestMatchingVersion": shapes.layer_version(each),
-            }
-            for each in found
-        ]
-        answer: Shape = {"Layers": listed}
-        if more:
-            answer["NextMarker"] = found[-1].name
-        return Answer(200, answer)
+        found = await self._catalog.ask(self._newest, after, most + 1, _matching(request))
+        return page("Layers", found, most, shapes.layer, lambda each: each.name)
 
-    def _newest(
-        self, after: str, most: int, matches: Callable[[LayerVersion], bool]
-    ) -> tuple[list[LayerVersion], bool]:
-        """Return the newest version that matches of each layer, and whether there are more."""
+    def _newest(self, after: str, most: int, matches: Callable[[LayerVersion], bool]) -> list[LayerVersion]:
+        """Return the newest version that matches of each layer."""
         found: list[LayerVersion] = []
-        while page := self._store.names(after, _LOOKED_AT):
-            for after in page:
-                newest = self._matching(after, 0, 1, matches)
-                if newest and len(found) == most:
-                    return found, True
-                found += newest
-        return found, False
+        while len(found) < most and (looked_at := self._store.names(after, _LOOKED_AT)):
+            for after in looked_at:
+                found += self._matching(after, 0, 1, matches)
+                if len(found) == most:
+                    break
+        return found
 
     def _matching(
         self, name: str, before: int, most: int, matches: Callable[[LayerVersion], bool]
     ) -> list[LayerVersion]:
         """Return versions that match, the newest first."""
         found: list[LayerVersion] = []
-        while len(found) < most and (page := self._store.versions(name, before, _LOOKED_AT)):
-            found += [each for each in page if matches(each)]
-            before = page[-1].number
+        while len(found) < most and (looked_at := self._store.versions(name, before, _LOOKED_AT)):
+            found += [each for each in looked_at if matches(each)]
+            before = looked_at[-1].number
         return found[:most]
 
     async def list_versions(self, request: Request) -> Answer:
@@ -105,10 +91,7 @@ class Layers:
         after, most = request.page()
         before = _number(after) if after else 0
         found = await self._catalog.ask(self._matching, name, before, most + 1, _matching(request))
-        answer: Shape = {"LayerVersions": [shapes.layer_version(each) for each in found[:most]]}
-        if len(found) > most:
-            answer["NextMarker"] = str(found[most - 1].number)
-        return Answer(200, answer)
+        return page("LayerVersions", found, most, shapes.layer_version, lambda each: str(each.number))
 
     async def delete(self, request: Request) -> Answer:
         """DeleteLayerVersion."""

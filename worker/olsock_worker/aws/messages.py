@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -13,6 +14,7 @@ from olsock_worker.responses import JSON
 if TYPE_CHECKING:
     from olsock_worker.calls import Call
 
+_Item = TypeVar("_Item")
 _PAGE = 50  # what a list holds at most, as AWS's do
 
 
@@ -21,6 +23,16 @@ class Answer(msgspec.Struct, frozen=True):
 
     status: int
     body: object = None
+
+
+def page(
+    name: str, found: Sequence[_Item], most: int, shape: Callable[[_Item], object], key: Callable[[_Item], str]
+) -> Answer:
+    """Return a page of a list: `found` has one more than `most` if others follow, which go on after the `key` of the last."""
+    body: dict[str, object] = {name: [shape(each) for each in found[:most]]}
+    if len(found) > most:
+        body["NextMarker"] = key(found[most - 1])
+    return Answer(200, body)
 
 
 class Request:

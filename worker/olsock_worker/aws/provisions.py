@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from olsock_worker.aws import names, parameters
 from olsock_worker.aws.errors import ApiError, invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.parameters import Provisioned
 from olsock_worker.aws.shapes import Shape
 from olsock_worker.store.records import LATEST, Provision
@@ -31,8 +31,7 @@ class Provisions:
         wanted = Provision(name, qualifier, count, now())
         async with self._catalog.writing:
             await self._check(wanted)
-            await self._catalog.ask(self._store.put, wanted)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.put, wanted)
         return Answer(202, self._shape(wanted))
 
     async def _check(self, wanted: Provision) -> None:
@@ -79,19 +78,17 @@ class Provisions:
         name = names.plain(request.names[0])
         after, most = request.page()
         found = [each for each in await self._all(name) if each.qualifier > after]
-        listed = [{"FunctionArn": names.arn(name, each.qualifier), **self._shape(each)} for each in found[:most]]
-        answer: Shape = {"ProvisionedConcurrencyConfigs": listed}
-        if len(found) > most:
-            answer["NextMarker"] = found[most - 1].qualifier
-        return Answer(200, answer)
+        return page("ProvisionedConcurrencyConfigs", found, most, self._listed, lambda each: each.qualifier)
+
+    def _listed(self, provision: Provision) -> Shape:
+        return {"FunctionArn": names.arn(provision.function, provision.qualifier), **self._shape(provision)}
 
     async def delete(self, request: Request) -> Answer:
         """DeleteProvisionedConcurrencyConfig."""
         name, qualifier = _target(request)
         async with self._catalog.writing:
             await self._catalog.ask(self._catalog.store.version, name, LATEST)
-            await self._catalog.ask(self._store.delete, name, qualifier)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.delete, name, qualifier)
         return Answer(204)
 
     def _shape(self, provision: Provision) -> Shape:

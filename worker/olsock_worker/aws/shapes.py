@@ -90,6 +90,15 @@ def layer_version(found: LayerVersion) -> Shape:
     return shape
 
 
+def layer(newest: LayerVersion) -> Shape:
+    """Return what lists of layers have of a layer, by the newest of its versions that was asked for."""
+    return {
+        "LayerName": newest.name,
+        "LayerArn": names.layer_arn(newest.name),
+        "LatestMatchingVersion": layer_version(newest),
+    }
+
+
 def alias(found: Alias) -> Shape:
     """Return an AliasConfiguration."""
     shape: Shape = {

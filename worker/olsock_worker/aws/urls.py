@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from olsock_worker import cors
 from olsock_worker.aws import names, parameters
 from olsock_worker.aws.errors import invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.parameters import CreateUrl, UpdateUrl
 from olsock_worker.aws.shapes import Shape
 from olsock_worker.store.records import Cors, FunctionUrl
@@ -42,8 +43,7 @@ class FunctionUrls:
             *(_checked(given.cors), moment, moment),
         )
         async with self._catalog.writing:
-            await self._catalog.ask(self._store.create, made)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.create, made)
         shape = self._shape(request, made)
         del shape["LastModifiedTime"]
         return Answer(201, shape)
@@ -61,16 +61,14 @@ class FunctionUrls:
                 cors=before.cors if given.cors is None else _checked(given.cors),
                 modified=now(),
             )
-            await self._catalog.ask(self._store.change, after)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.change, after)
         return Answer(200, self._shape(request, after))
 
     async def delete(self, request: Request) -> Answer:
         """DeleteFunctionUrlConfig."""
         name, qualifier = _target(request)
         async with self._catalog.writing:
-            await self._catalog.ask(self._store.delete, name, qualifier)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.delete, name, qualifier)
         return Answer(204)
 
     async def get(self, request: Request) -> Answer:
@@ -82,10 +80,7 @@ class FunctionUrls:
         name, _ = names.parse(request.names[0])
         after, most = request.page()
         found = [each for each in await self._catalog.ask(self._store.all, name) if _key(each) > after]
-        answer: Shape = {"FunctionUrlConfigs": [self._shape(request, each) for each in found[:most]]}
-        if len(found) > most:
-            answer["NextMarker"] = _key(found[most - 1])
-        return Answer(200, answer)
+        return page("FunctionUrlConfigs", found, most, partial(self._shape, request), _key)
 
     def _shape(self, request: Request, url: FunctionUrl) -> Shape:
         shape: Shape = {

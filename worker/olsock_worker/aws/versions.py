@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from olsock_worker.aws import names, parameters, shapes
 from olsock_worker.aws.errors import invalid
-from olsock_worker.aws.messages import Answer, Request
+from olsock_worker.aws.messages import Answer, Request, page
 from olsock_worker.aws.parameters import PublishVersion, Routing
-from olsock_worker.aws.shapes import Shape
 from olsock_worker.store.records import LATEST, Alias
 from olsock_worker.store.sqlite import new_revision
 
@@ -41,10 +41,8 @@ class Versions:
         name, _ = names.parse(request.names[0])
         after, most = request.page()
         found = await self._catalog.ask(self._store.versions, name, after, most + 1)
-        answer: Shape = {"Versions": [self._functions.shape(each, qualified=True) for each in found[:most]]}
-        if len(found) > most:
-            answer["NextMarker"] = found[most - 1].number
-        return Answer(200, answer)
+        shape = partial(self._functions.shape, qualified=True)
+        return page("Versions", found, most, shape, lambda each: each.number)
 
     async def create_alias(self, request: Request) -> Answer:
         """CreateAlias."""
@@ -59,8 +57,7 @@ class Versions:
         )
         _check(alias)
         async with self._catalog.writing:
-            await self._catalog.ask(self._store.create_alias, alias)
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.create_alias, alias)
         return Answer(201, shapes.alias(alias))
 
     async def update_alias(self, request: Request) -> Answer:
@@ -73,16 +70,14 @@ class Versions:
             version = given.function_version or before.version
             _check(Alias(name, alias, version, before.weights if weights is None else weights, "", ""))
             change = given.function_version, weights, given.description, given.revision_id
-            changed = await self._catalog.ask(self._store.change_alias, name, alias, *change)
-            await self._catalog.refresh(name)
+            changed = await self._catalog.change(name, self._store.change_alias, name, alias, *change)
         return Answer(200, shapes.alias(changed))
 
     async def delete_alias(self, request: Request) -> Answer:
         """DeleteAlias."""
         name = names.plain(request.names[0])
         async with self._catalog.writing:
-            await self._catalog.ask(self._store.delete_alias, name, request.names[1])
-            await self._catalog.refresh(name)
+            await self._catalog.change(name, self._store.delete_alias, name, request.names[1])
         return Answer(204)
 
     async def get_alias(self, request: Request) -> Answer:
@@ -96,10 +91,7 @@ class Versions:
         after, most = request.page()
         version = request.query("FunctionVersion")
         found = await self._catalog.ask(self._store.aliases, name, version, after, most + 1)
-        answer: Shape = {"Aliases": [shapes.alias(each) for each in found[:most]]}
-        if len(found) > most:
-            answer["NextMarker"] = found[most - 1].name
-        return Answer(200, answer)
+        return page("Aliases", found, most, shapes.alias, lambda each: each.name)
 
 
 def _weights(routing: Routing | None) -> dict[str, float] | None:

@@ -45,11 +45,11 @@ class Targets:
 
     def off(self, name: str) -> bool:
         """Say whether no call of a function is allowed."""
-        return self._catalog.off(name)
+        return self._fleet.concurrency.off(name)
 
     def throttled(self, name: str) -> bool:
         """Say whether as many calls run or wait as a function may have."""
-        return bool(self._catalog.throttled(name))
+        return bool(self._fleet.concurrency.over(name))
 
     def rules(self, name: str, qualifier: str) -> EventInvoke | None:
         """Return how often and for how long events are to be tried, if that is set for their function."""

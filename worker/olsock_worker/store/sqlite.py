@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -365,9 +366,14 @@ def new_revision() -> str:
     return str(uuid.uuid4())
 
 
+def moment(seconds: float) -> str:
+    """Return a Unix time as AWS writes it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000"
+
+
 def now() -> str:
     """Return the time as AWS writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000"
+    return moment(time.time())
 
 
 def _check(given: str | None, present: str) -> None:
